@@ -1,0 +1,1 @@
+//! Typed requests and shared informers over the kube crate.

@@ -1,0 +1,1 @@
+//! One module per controller: a pure reconcile and a thin loop.

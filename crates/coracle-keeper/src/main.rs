@@ -1,0 +1,3 @@
+//! Parents containers, waits, logs, records exits; the container's init helper.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The node agent: Pod workers, status, node status, the kubelet's HTTPS API.

@@ -1,0 +1,1 @@
+//! The embedded engine behind the CRI traits: images, snapshots, sandboxes, containers, logs, exec.

@@ -1,0 +1,18 @@
+//! Revisioned key-value history.
+//!
+//! A store holds keys and bytes and knows nothing of Kubernetes. Every committed transaction gets one revision of
+//! one global, dense sequence; a read can be made at any revision since the last compaction, and a watch replays
+//! and follows the history of a prefix. Engines: `embedded` (an index in memory over a checksummed log) and,
+//! later, `etcd`; both pass one suite.
+//!
+//! **Invariants**
+//! - A revision is visible to no one before it is durable.
+//! - Revisions never go back and are never used twice, whatever happens to the machine.
+//! - A failed flush stops the store; it is never retried.
+
+mod contract;
+
+pub use contract::{
+    Compare, Event, EventKind, KeyValue, ListPage, ListRequest, Op, Revision, Store, StoreError, StoreResult,
+    Txn, TxnOutcome, WatchBatch, WatchStream,
+};

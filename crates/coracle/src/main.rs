@@ -1,0 +1,3 @@
+//! Kubernetes in one small binary.
+
+fn main() {}
