@@ -35,6 +35,8 @@ pub struct PodNetworkStatus {
 pub trait PodNetwork: Send + Sync {
     /// Whether sandboxes can be connected, and if not, why: the message of the `NetworkReady` condition.
     async fn ready(&self) -> Result<(), String>;
+    /// Sets the range that Pods of this node get addresses from; addresses already given out stay.
+    async fn set_pod_cidr(&self, pod_cidr: &str) -> CriResult<()>;
     /// Connects a sandbox, allocating its addresses; the same addresses again if it is already connected.
     async fn setup(&self, request: &PodNetworkRequest) -> CriResult<PodNetworkStatus>;
     /// Disconnects a sandbox and gives its addresses back; succeeds if there is nothing to do.
