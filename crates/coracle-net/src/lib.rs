@@ -1,1 +1,3 @@
 //! Pod network: bridge, veth, IPAM.
+
+pub mod bridge;

@@ -1,1 +1,3 @@
 //! The embedded engine behind the CRI traits: images, snapshots, sandboxes, containers, logs, exec.
+
+pub mod image;
