@@ -1,1 +1,30 @@
 //! Typed requests and shared informers over the kube crate.
+//!
+//! A component writes by request, with its own identity, and reads through informers: one [`Informer`] per kind
+//! and selector and process, whose objects everyone shares. Nothing here polls.
+//!
+//! - [`in_process`] and [`connect`] make a `kube::Client`; [`request`] has the few requests that components
+//!   repeat, typed and with preconditions.
+//! - [`Informer`] follows a kind; [`WrittenRevisions`] keeps a component from planning on a snapshot that is older
+//!   than its own last write; [`Workqueue`] turns changes into keyed, deduplicated, retried work.
+//! - [`EventRecorder`] writes the Events that `kubectl describe` shows.
+//!
+//! This crate does not know the API server: the transport is any `tower::Service`.
+
+mod backoff;
+mod connect;
+mod event;
+mod informer;
+mod object;
+pub mod request;
+mod workqueue;
+mod written;
+
+pub use backoff::Backoff;
+pub use connect::{ConnectError, ConnectOptions, connect, connect_with_kubeconfig, in_process};
+pub use event::{EventRecorder, EventType, reference};
+pub use informer::{Informer, ListOptions, Subscription};
+pub use object::{Object, ObjectKey, key_of, revision_of, uid_of};
+pub use request::{Deletion, ErrorExt};
+pub use workqueue::{Claim, Workqueue};
+pub use written::{Freshness, WrittenRevisions};

@@ -1,0 +1,178 @@
+//! List, then watch, for ever.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_clock::{Clock, Rng};
+use futures::TryStreamExt as _;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
+use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::{Client, Error};
+use serde::Deserialize;
+
+use super::ListOptions;
+use super::store::Store;
+use crate::object::parse_revision;
+use crate::request::{collection, send};
+use crate::{Backoff, ErrorExt as _, Object};
+
+/// Objects per page of a list, as client-go asks for.
+const PAGE: u32 = 500;
+/// How long the server keeps a watch open; below the read time-out of a connection.
+const WATCH_SECONDS: u32 = 290;
+/// A watch that ends sooner than this, without a word, is not resumed at once.
+const SHORT_WATCH: Duration = Duration::from_secs(1);
+
+/// How a watch ended.
+enum Ended {
+    /// Normally; it can be resumed.
+    Closed,
+    /// The history it would resume from is gone.
+    Expired,
+    /// With an error; it can be resumed later.
+    Failed(Error),
+}
+
+#[derive(Deserialize)]
+struct Page<K> {
+    #[serde(default)]
+    metadata: ListMeta,
+    items: Vec<K>,
+}
+
+pub(super) async fn run<K: Object>(
+    client: Client,
+    options: ListOptions,
+    store: Arc<Store<K>>,
+    clock: Clock,
+    rng: Rng,
+) {
+    let kind = K::kind(&());
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30), rng);
+    loop {
+        let mut revision = match list(&client, &options).await {
+            Ok((items, revision)) => {
+                backoff.reset();
+                store.replace(items, parse_revision(Some(&revision)));
+                revision
+            }
+            Err(error) => {
+                let delay = backoff.delay();
+                tracing::warn!(%kind, error = &error as &dyn std::error::Error, ?delay, "list failed");
+                clock.sleep(delay).await;
+                continue;
+            }
+        };
+        loop {
+            let started = (clock.elapsed(), revision.clone());
+            let ended = watch(&client, &options, &store, &mut revision).await;
+            if revision != started.1 {
+                backoff.reset();
+            }
+            match ended {
+                Ended::Expired => {
+                    tracing::debug!(%kind, revision, "the watch cannot be resumed, listing again");
+                    break;
+                }
+                Ended::Closed if revision != started.1 || clock.elapsed() - started.0 >= SHORT_WATCH => {}
+                Ended::Closed => clock.sleep(backoff.delay()).await,
+                Ended::Failed(error) => {
+                    let delay = backoff.delay();
+                    tracing::warn!(%kind, error = &error as &dyn std::error::Error, ?delay, "watch failed");
+                    clock.sleep(delay).await;
+                }
+            }
+        }
+    }
+}
+
+/// All objects, page by page at one revision.
+async fn list<K: Object>(client: &Client, options: &ListOptions) -> Result<(Vec<K>, String), Error> {
+    let mut items = Vec::new();
+    let mut parameters = ListParams {
+        label_selector: options.labels.clone(),
+        field_selector: options.fields.clone(),
+        limit: Some(PAGE),
+        ..ListParams::default()
+    };
+    loop {
+        let request = collection::<K>(options.namespace.as_deref()).list(&parameters);
+        match send::<Page<K>>(client, request, "list").await {
+            Ok(mut page) => {
+                items.append(&mut page.items);
+                parameters.continue_token = page.metadata.continue_.filter(|token| !token.is_empty());
+                if parameters.continue_token.is_none() {
+                    return Ok((items, page.metadata.resource_version.unwrap_or_default()));
+                }
+            }
+            // The pages took longer than the history lasts: one answer with everything.
+            Err(error) if error.is_expired() && parameters.continue_token.is_some() => {
+                items.clear();
+                parameters.continue_token = None;
+                parameters.limit = None;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Takes in changes after `revision`, and moves it, until the watch ends.
+async fn watch<K: Object>(
+    client: &Client,
+    options: &ListOptions,
+    store: &Store<K>,
+    revision: &mut String,
+) -> Ended {
+    let parameters = WatchParams {
+        label_selector: options.labels.clone(),
+        field_selector: options.fields.clone(),
+        timeout: Some(WATCH_SECONDS),
+        bookmarks: true,
+        ..WatchParams::default()
+    };
+    let request = match collection::<K>(options.namespace.as_deref()).watch(&parameters, revision) {
+        Ok(mut request) => {
+            request.extensions_mut().insert("watch");
+            request
+        }
+        Err(error) => return Ended::Failed(Error::BuildRequest(error)),
+    };
+    let events = match client.request_events::<K>(request).await {
+        Ok(events) => events,
+        Err(error) => return failed(error),
+    };
+    let mut events = pin!(events);
+    loop {
+        let event = match events.try_next().await {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ended::Closed,
+            Err(error) => return failed(error),
+        };
+        match event {
+            WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                advance(revision, object.meta().resource_version.as_deref());
+                store.set(object);
+            }
+            WatchEvent::Deleted(object) => {
+                advance(revision, object.meta().resource_version.as_deref());
+                store.remove(&object);
+            }
+            WatchEvent::Bookmark(bookmark) => {
+                advance(revision, Some(&bookmark.metadata.resource_version));
+                store.progress(parse_revision(Some(revision)));
+            }
+            WatchEvent::Error(status) => return failed(Error::Api(status)),
+        }
+    }
+}
+
+fn advance(revision: &mut String, to: Option<&str>) {
+    if let Some(to) = to.filter(|to| !to.is_empty()) {
+        to.clone_into(revision);
+    }
+}
+
+fn failed(error: Error) -> Ended {
+    if error.is_expired() { Ended::Expired } else { Ended::Failed(error) }
+}
