@@ -24,10 +24,7 @@ pub use tokio as __tokio;
 /// unrepeatable. Put shutdown and rare inputs first and busy ones last, so that order starves nobody.
 #[macro_export]
 macro_rules! select {
-    ($($tokens:tt)*) => {{
-        #[allow(clippy::disallowed_macros, reason = "this is the biased wrapper the rule points to")]
-        {
-            $crate::__tokio::select! { biased; $($tokens)* }
-        }
-    }};
+    ($($tokens:tt)*) => {
+        $crate::__tokio::select! { biased; $($tokens)* }
+    };
 }

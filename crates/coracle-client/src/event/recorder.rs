@@ -42,7 +42,7 @@ struct Lanes {
 impl EventRecorder {
     /// A recorder for `component` on `host` (empty if it has none). Must be called within a Tokio runtime.
     #[must_use]
-    pub fn new(client: Client, component: &str, host: &str, clock: Clock) -> Self {
+    pub fn new(client: &Client, component: &str, host: &str, clock: Clock) -> Self {
         let source = Source { component: component.to_owned(), host: host.to_owned() };
         let lanes = (0..LANES)
             .map(|_| {
