@@ -1,0 +1,31 @@
+//! What is special about each kind: one module with its [`crate::catalogue::Strategy`].
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::metadata;
+use crate::table::{Column, age_of};
+use crate::tree;
+
+pub(crate) mod binding;
+pub(crate) mod config_map;
+pub(crate) mod endpoints;
+pub(crate) mod event;
+pub(crate) mod lease;
+pub(crate) mod namespace;
+pub(crate) mod node;
+pub(crate) mod pod;
+pub(crate) mod secret;
+pub(crate) mod service;
+pub(crate) mod service_account;
+
+/// The table of kinds that have nothing else to show.
+static NAME_AND_AGE: &[Column] = &[Column::NAME, Column::AGE];
+
+fn name_and_age(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![metadata::name(object).into(), age(object, now)]
+}
+
+fn age(object: &Value, now: Timestamp) -> Value {
+    age_of(now, tree::at(object, &["metadata", "creationTimestamp"])).into()
+}
