@@ -1,7 +1,29 @@
-# make lint   formatting and lints, as CI runs them
-# make check  a quick type check
-.PHONY: lint check test
+# Coracle: Kubernetes in one small binary.
+#
+#   make up      prerequisites, build, a one-node cluster, its kubeconfig, and an example Pod running
+#   make down    stop the cluster; `make purge` also removes every trace
+#   make test    everything that CI runs
+#   make bench   the benchmarks, as a table
+#   make lint    formatting, lints and dependency rules
+#   make check   a quick type check
+.PHONY: up down purge test bench lint check build prerequisites e2e
 CARGO ?= cargo
+export PATH := $(CURDIR)/.cache/deny/bin:$(PATH)
+
+up:
+	@scripts/up.sh
+
+build:
+	$(CARGO) build --release --bin coracle
+
+down:
+	target/release/coracle down
+
+purge:
+	target/release/coracle down --purge
+
+check:
+	$(CARGO) check --workspace --all-targets
 
 lint:
 	$(CARGO) fmt --all --check
@@ -10,8 +32,18 @@ lint:
 	@! grep -rnE 'tokio::(select!|\{[^}]*select)' crates --include='*.rs' | grep -v '^crates/coracle-clock/' \
 		|| { echo 'use coracle_clock::select, which is biased: tokio::select is unordered'; exit 1; }
 
-check:
-	$(CARGO) check --workspace --all-targets
+prerequisites:
+	@scripts/prerequisites.sh test
 
-test: lint
+test: prerequisites lint
+	$(CARGO) fetch --quiet
+	$(CARGO) deny --offline --log-level error check bans licenses sources
 	$(CARGO) test --workspace
+
+e2e: prerequisites
+	$(CARGO) test --package coracle --test e2e
+
+bench: prerequisites
+	@$(CARGO) build --quiet --release --bin coracle --bin coracle-bench
+	@python3 scripts/busybox-image.py target/busybox.tar --name busybox:1.35
+	@target/release/coracle-bench --coracle target/release/coracle --image-archive target/busybox.tar

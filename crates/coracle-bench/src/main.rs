@@ -1,0 +1,111 @@
+//! The load generator behind `make bench`: starts a cluster of its own with the given binary, measures it from
+//! outside as a user would, prints a table beside upstream's figures, and removes the cluster.
+//!
+//! It asserts nothing: numbers are for people to read. Every figure comes from real clients over TLS.
+
+mod cluster;
+mod measure;
+mod report;
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Parser;
+use coracle_clock::Clock;
+
+use crate::cluster::Cluster;
+use crate::report::{Row, table};
+
+/// Measures a coracle binary.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The binary to measure.
+    #[arg(long)]
+    coracle: PathBuf,
+    /// A `docker save` archive with `busybox:1.35`.
+    #[arg(long)]
+    image_archive: PathBuf,
+    /// Pods started and deleted one after another.
+    #[arg(long, default_value_t = 60)]
+    pods: usize,
+    /// Pods created at once.
+    #[arg(long, default_value_t = 50)]
+    burst: usize,
+    /// Objects created by 8 connections together.
+    #[arg(long, default_value_t = 4000)]
+    objects: usize,
+    /// Starts of a new cluster.
+    #[arg(long, default_value_t = 5)]
+    starts: usize,
+    /// Seconds of idling.
+    #[arg(long, default_value_t = 20)]
+    idle: u64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
+    let clock_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let rows = clock_runtime.block_on(run(&options))?;
+    println!("{}", table(&rows));
+    Ok(())
+}
+
+async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
+    let clock = Clock::system();
+    let mut rows = Vec::new();
+
+    eprintln!("starting a cluster {} times", options.starts);
+    let mut starts = Vec::new();
+    for _ in 0..options.starts {
+        let cluster = Cluster::new(&options.coracle)?;
+        starts.push(cluster.start(&clock)?);
+    }
+    rows.push(Row::millis("built binary to node Ready", &starts, "1000 ms", "16 s"));
+
+    let cluster = Cluster::new(&options.coracle)?;
+    cluster.start(&clock)?;
+    cluster.import(&options.image_archive)?;
+    let client = cluster.client().await.context("cannot connect to the cluster")?;
+
+    eprintln!("idling for {} s", options.idle);
+    let idle = measure::idle(&cluster, &clock, options.idle).await?;
+    rows.push(Row::text(
+        "whole cluster idle, resident",
+        format!("{} MB", idle.resident_mb),
+        "60 MB",
+        "680 MB",
+    ));
+    rows.push(Row::text(
+        "whole cluster idle, CPU",
+        format!("{:.2} % of a core", idle.cpu_percent),
+        "0.5 %",
+        "4.8 %",
+    ));
+
+    eprintln!("starting and deleting {} Pods one at a time", options.pods);
+    let pods = measure::pods_in_turn(&client, &clock, options.pods).await?;
+    rows.push(Row::millis("Pod POST to Ready on a watch", &pods.ready, "100 ms", "1003 ms p50"));
+    rows.push(Row::millis("  of it: POST answered", &pods.answered, "", ""));
+    rows.push(Row::millis("  of it: then bound", &pods.bound, "", ""));
+    rows.push(Row::millis("  of it: then ContainerCreating written", &pods.creating, "", ""));
+    rows.push(Row::millis("  of it: then Running and Ready", &pods.running, "", ""));
+    rows.push(Row::millis("Pod delete to gone (exits on SIGTERM)", &pods.deleted, "100 ms", "10 s"));
+
+    eprintln!("starting {} Pods at once", options.burst);
+    let burst = measure::pods_at_once(&client, &clock, options.burst).await?;
+    let scaled = |seconds: f64| format!("{seconds:.2} s");
+    rows.push(Row::text(&format!("{} Pods at once, all Ready", options.burst), scaled(burst.ready), "", ""));
+    rows.push(Row::text(&format!("{} Pods at once, all gone", options.burst), scaled(burst.gone), "", ""));
+    let per_pod = format!("{} KB", burst.keeper_private_kb);
+    rows.push(Row::text("private memory of a Pod's keeper", per_pod, "300 KB", ""));
+
+    eprintln!("creating {} objects from 8 connections", options.objects);
+    let rate = measure::creates(&cluster, &clock, options.objects, 8).await?;
+    rows.push(Row::text("durable creates, 8 connections", format!("{rate:.0} /s"), "", "800 /s"));
+    let alone = measure::create_alone(&client, &clock, 200).await?;
+    rows.push(Row::millis("durable create, alone, seen by the client", &alone, "", ""));
+    Ok(rows)
+}

@@ -1,0 +1,288 @@
+//! What is measured, from outside.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use coracle_clock::Clock;
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
+use serde_json::json;
+
+use crate::cluster::Cluster;
+
+/// Cost of a cluster that does nothing.
+pub(crate) struct Idle {
+    pub(crate) resident_mb: u64,
+    pub(crate) cpu_percent: f64,
+}
+
+/// Resident memory and CPU of all the cluster's processes over some seconds.
+pub(crate) async fn idle(cluster: &Cluster, clock: &Clock, seconds: u64) -> anyhow::Result<Idle> {
+    let processes = cluster.processes()?;
+    // The start-up's last work is not idling.
+    clock.sleep(Duration::from_secs(5)).await;
+    let before = cpu_ticks(&processes);
+    let begin = clock.elapsed();
+    clock.sleep(Duration::from_secs(seconds)).await;
+    let ticks = cpu_ticks(&processes) - before;
+    let elapsed = (clock.elapsed() - begin).as_secs_f64();
+    let kilobytes: u64 = processes.iter().map(|pid| status_kb(*pid, "VmRSS:")).sum();
+    // The kernel counts in hundredths of a second on every Linux that Coracle runs on.
+    Ok(Idle { resident_mb: kilobytes / 1024, cpu_percent: ticks as f64 / elapsed })
+}
+
+fn cpu_ticks(processes: &[u32]) -> u64 {
+    processes
+        .iter()
+        .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok())
+        .map(ticks)
+        .sum()
+}
+
+/// User and system time in a line of `/proc/PID/stat`; the name in it may hold spaces and parentheses.
+fn ticks(stat: impl AsRef<str>) -> u64 {
+    let after_name = stat.as_ref().rsplit(')').next().unwrap_or_default();
+    after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}
+
+fn status_kb(pid: u32, field: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(field))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(0)
+}
+
+fn private_kb(pid: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    rollup
+        .lines()
+        .filter(|line| line.starts_with("Private_"))
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum()
+}
+
+/// Durations of the steps of Pods that were started and deleted one after another.
+#[derive(Default)]
+pub(crate) struct InTurn {
+    pub(crate) answered: Vec<Duration>,
+    pub(crate) bound: Vec<Duration>,
+    pub(crate) creating: Vec<Duration>,
+    pub(crate) running: Vec<Duration>,
+    pub(crate) ready: Vec<Duration>,
+    pub(crate) deleted: Vec<Duration>,
+}
+
+type Events = BoxStream<'static, kube::Result<WatchEvent<Pod>>>;
+
+/// Starts a Pod, waits until a watch shows it Ready, deletes it, waits until the watch shows it gone; again.
+pub(crate) async fn pods_in_turn(
+    client: &kube::Client,
+    clock: &Clock,
+    count: usize,
+) -> anyhow::Result<InTurn> {
+    let api: Api<Pod> = Api::default_namespaced(client.clone());
+    let mut events = watch(&api).await?;
+    let mut result = InTurn::default();
+    for number in 0..count {
+        let name = format!("turn-{number}");
+        let begin = clock.elapsed();
+        api.create(&PostParams::default(), &pod(&name)?).await?;
+        result.answered.push(clock.elapsed() - begin);
+        let (mut bound, mut creating) = (None, None);
+        let ready = loop {
+            let pod = next(&mut events, &name).await?.context("the Pod went before it was Ready")?;
+            let now = clock.elapsed();
+            if is_ready(&pod) {
+                break now;
+            } else if pod.status.as_ref().is_some_and(|status| status.start_time.is_some()) {
+                creating.get_or_insert(now);
+            } else if pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some()) {
+                bound.get_or_insert(now);
+            }
+        };
+        if let (Some(bound), Some(creating)) = (bound, creating) {
+            let answered = begin + *result.answered.last().context("pushed above")?;
+            result.bound.push(bound.saturating_sub(answered));
+            result.creating.push(creating.saturating_sub(bound));
+            result.running.push(ready.saturating_sub(creating));
+        }
+        result.ready.push(ready - begin);
+        let begin = clock.elapsed();
+        api.delete(&name, &DeleteParams::default()).await?;
+        while next(&mut events, &name).await?.is_some() {}
+        result.deleted.push(clock.elapsed() - begin);
+    }
+    Ok(result)
+}
+
+/// Seconds until all of many Pods that were created together are Ready, and then gone.
+pub(crate) struct AtOnce {
+    pub(crate) ready: f64,
+    pub(crate) gone: f64,
+    pub(crate) keeper_private_kb: u64,
+}
+
+/// Creates many Pods together and waits for all; deletes them together and waits for all.
+pub(crate) async fn pods_at_once(
+    client: &kube::Client,
+    clock: &Clock,
+    count: usize,
+) -> anyhow::Result<AtOnce> {
+    let api: Api<Pod> = Api::default_namespaced(client.clone());
+    let mut events = watch(&api).await?;
+    let names: BTreeSet<String> = (0..count).map(|number| format!("burst-{number}")).collect();
+    let begin = clock.elapsed();
+    let manifests = names.iter().map(|name| pod(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    futures::future::try_join_all(
+        manifests.iter().map(async |pod| api.create(&PostParams::default(), pod).await),
+    )
+    .await?;
+    let mut missing = names.clone();
+    while !missing.is_empty() {
+        match events.next().await.context("the watch ended")?? {
+            WatchEvent::Modified(pod) if is_ready(&pod) => {
+                missing.remove(pod.metadata.name.as_deref().unwrap_or_default());
+            }
+            WatchEvent::Error(error) => bail!("{error:?}"),
+            _ => {}
+        }
+    }
+    let ready = (clock.elapsed() - begin).as_secs_f64();
+    let keeper_private_kb = keeper_private_kb();
+    let begin = clock.elapsed();
+    futures::future::try_join_all(
+        names.iter().map(async |name| api.delete(name, &DeleteParams::default()).await),
+    )
+    .await?;
+    let mut missing = names;
+    while !missing.is_empty() {
+        match events.next().await.context("the watch ended")?? {
+            WatchEvent::Deleted(pod) => {
+                missing.remove(pod.metadata.name.as_deref().unwrap_or_default());
+            }
+            WatchEvent::Error(error) => bail!("{error:?}"),
+            _ => {}
+        }
+    }
+    Ok(AtOnce { ready, gone: (clock.elapsed() - begin).as_secs_f64(), keeper_private_kb })
+}
+
+/// Median private memory of the keepers on this machine.
+fn keeper_private_kb() -> u64 {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
+    let mut sizes: Vec<u64> = processes
+        .filter_map(Result::ok)
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok())
+        .filter(|pid| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&arguments).contains("keeper")
+        })
+        .map(private_kb)
+        .filter(|size| *size > 0)
+        .collect();
+    sizes.sort_unstable();
+    sizes.get(sizes.len() / 2).copied().unwrap_or(0)
+}
+
+/// Objects created each second by some connections together, each answer waited for.
+pub(crate) async fn creates(
+    cluster: &Cluster,
+    clock: &Clock,
+    count: usize,
+    connections: usize,
+) -> anyhow::Result<f64> {
+    let mut clients = Vec::new();
+    for _ in 0..connections {
+        clients.push(cluster.client().await?);
+    }
+    let begin = clock.elapsed();
+    let work = clients.into_iter().enumerate().map(async |(connection, client)| {
+        let api: Api<ConfigMap> = Api::default_namespaced(client);
+        for number in 0..count / connections {
+            api.create(&PostParams::default(), &object(&format!("c{connection}-{number}"))?).await?;
+        }
+        anyhow::Ok(())
+    });
+    futures::future::try_join_all(work).await?;
+    Ok(count as f64 / (clock.elapsed() - begin).as_secs_f64())
+}
+
+/// Latency of creates one at a time.
+pub(crate) async fn create_alone(
+    client: &kube::Client,
+    clock: &Clock,
+    count: usize,
+) -> anyhow::Result<Vec<Duration>> {
+    let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
+    let mut samples = Vec::new();
+    for number in 0..count {
+        let object = object(&format!("alone-{number}"))?;
+        let begin = clock.elapsed();
+        api.create(&PostParams::default(), &object).await?;
+        samples.push(clock.elapsed() - begin);
+    }
+    Ok(samples)
+}
+
+async fn watch(api: &Api<Pod>) -> anyhow::Result<Events> {
+    let version = api.list(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
+    Ok(api.watch(&WatchParams::default().timeout(290), &version).await?.map_err(Into::into).boxed())
+}
+
+/// The next state of one Pod; `None` when it is gone.
+async fn next(events: &mut Events, name: &str) -> anyhow::Result<Option<Pod>> {
+    loop {
+        match events.next().await.context("the watch ended")?? {
+            WatchEvent::Added(pod) | WatchEvent::Modified(pod)
+                if pod.metadata.name.as_deref() == Some(name) =>
+            {
+                return Ok(Some(pod));
+            }
+            WatchEvent::Deleted(pod) if pod.metadata.name.as_deref() == Some(name) => return Ok(None),
+            WatchEvent::Error(error) => bail!("{error:?}"),
+            _ => {}
+        }
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
+}
+
+/// A Pod whose process exits on SIGTERM.
+fn pod(name: &str) -> anyhow::Result<Pod> {
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"containers": [{
+            "name": "main", "image": "busybox:1.35",
+            "command": ["sh", "-c", "trap 'exit 0' TERM; sleep 3600 & wait $!"],
+        }]},
+    }))?)
+}
+
+fn object(name: &str) -> anyhow::Result<ConfigMap> {
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": {"name": name},
+        "data": {"key": "value of some length, as a configuration has"},
+    }))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_time_is_found_behind_a_strange_name() {
+        let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 100 0 0 0 7 5 0 0 20 0 1 0 100 1 1";
+        assert_eq!(ticks(stat), 12);
+    }
+}

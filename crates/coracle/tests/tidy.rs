@@ -1,0 +1,119 @@
+//! What the compiler does not check about the tree: who may use whom, and that every file says what it is.
+//!
+//! The table in [`LAYERS`] is the one in ARCHITECTURE.md. A crate may use what its row names and nothing else of
+//! the workspace; dev-dependencies are free, because a test may look down from above.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Crate, and the crates of the workspace that it may use. The binary and the benchmarks may use everything.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("coracle-clock", &[]),
+    ("coracle-api", &[]),
+    ("coracle-cri", &["coracle-clock"]),
+    ("coracle-store", &["coracle-clock"]),
+    ("coracle-client", &["coracle-api", "coracle-clock"]),
+    ("coracle-keeper", &[]),
+    ("coracle-runtime", &["coracle-cri", "coracle-clock"]),
+    ("coracle-net", &["coracle-cri", "coracle-client", "coracle-api", "coracle-clock"]),
+    ("coracle-apiserver", &["coracle-store", "coracle-api", "coracle-clock"]),
+    ("coracle-scheduler", &["coracle-client", "coracle-api", "coracle-clock"]),
+    ("coracle-controllers", &["coracle-client", "coracle-api", "coracle-clock"]),
+    ("coracle-kubelet", &["coracle-client", "coracle-cri", "coracle-api", "coracle-clock"]),
+];
+
+/// Crates that wire others together.
+const WIRING: &[&str] = &["coracle", "coracle-bench"];
+
+/// No file is longer than this without being a table or a test.
+const MAX_LINES: usize = 900;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+fn workspace_packages() -> Vec<serde_json::Value> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    metadata["packages"].as_array().unwrap().clone()
+}
+
+#[test]
+fn crates_use_only_the_layers_their_row_names() {
+    let layers: BTreeMap<&str, &[&str]> = LAYERS.iter().copied().collect();
+    let mut wrong = Vec::new();
+    for package in workspace_packages() {
+        let name = package["name"].as_str().unwrap();
+        if WIRING.contains(&name) {
+            continue;
+        }
+        let Some(allowed) = layers.get(name) else {
+            wrong.push(format!("{name} has no row in the layer table"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let used = dependency["name"].as_str().unwrap();
+            let is_normal = dependency["kind"].is_null();
+            if used.starts_with("coracle") && is_normal && !allowed.contains(&used) {
+                wrong.push(format!("{name} uses {used}, which its row does not name"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn sources() -> Vec<PathBuf> {
+    fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                if path.file_name().is_some_and(|name| name != "target") {
+                    walk(&path, found);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&root().join("crates"), &mut found);
+    found.sort();
+    assert!(!found.is_empty());
+    found
+}
+
+#[test]
+fn every_file_says_what_it_is_about() {
+    let silent: Vec<_> = sources()
+        .into_iter()
+        .filter(|path| !std::fs::read_to_string(path).unwrap().starts_with("//!"))
+        .collect();
+    assert!(silent.is_empty(), "no `//!` head in {silent:#?}");
+}
+
+#[test]
+fn files_are_small_enough_to_read_in_one_go() {
+    let long: Vec<_> = sources()
+        .into_iter()
+        .filter(|path| !path.components().any(|part| part.as_os_str() == "tests"))
+        .filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().contains("tests")))
+        .map(|path| (std::fs::read_to_string(&path).unwrap().lines().count(), path))
+        .filter(|(lines, _)| *lines > MAX_LINES)
+        .collect();
+    assert!(long.is_empty(), "look for the second subject in {long:#?}");
+}
+
+#[test]
+fn architecture_shows_every_crate() {
+    let text = std::fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap();
+    for package in workspace_packages() {
+        let name = package["name"].as_str().unwrap();
+        assert!(text.contains(&format!("`{name}`")), "ARCHITECTURE.md does not mention `{name}`");
+    }
+}

