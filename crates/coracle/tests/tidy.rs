@@ -3,6 +3,8 @@
 //! The table in [`LAYERS`] is the one in ARCHITECTURE.md. A crate may use what its row names and nothing else of
 //! the workspace; dev-dependencies are free, because a test may look down from above.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
