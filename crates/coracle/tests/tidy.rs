@@ -17,7 +17,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("coracle-store", &["coracle-clock"]),
     ("coracle-client", &["coracle-api", "coracle-clock"]),
     ("coracle-keeper", &[]),
-    ("coracle-runtime", &["coracle-cri", "coracle-clock"]),
+    ("coracle-runtime", &["coracle-cri", "coracle-clock", "coracle-keeper"]),
     ("coracle-net", &["coracle-cri", "coracle-client", "coracle-api", "coracle-clock"]),
     ("coracle-apiserver", &["coracle-store", "coracle-api", "coracle-clock"]),
     ("coracle-scheduler", &["coracle-client", "coracle-api", "coracle-clock"]),
