@@ -4,6 +4,8 @@
 
 mod feed;
 mod store;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
