@@ -17,6 +17,7 @@ mod event;
 mod informer;
 mod object;
 pub mod request;
+mod supervise;
 mod workqueue;
 mod written;
 
@@ -26,5 +27,6 @@ pub use event::{EventRecorder, EventType, reference};
 pub use informer::{Informer, ListOptions, Subscription};
 pub use object::{Object, ObjectKey, key_of, revision_of, uid_of};
 pub use request::{Deletion, ErrorExt};
+pub use supervise::supervise;
 pub use workqueue::{Claim, Workqueue};
 pub use written::{Freshness, WrittenRevisions};

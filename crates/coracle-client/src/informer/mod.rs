@@ -164,7 +164,13 @@ pub struct Subscription(Arc<Mailbox>);
 impl Subscription {
     /// Waits for changes and takes them all; `None` when the informer is gone. Cancel-safe.
     pub async fn changed(&mut self) -> Option<BTreeSet<ObjectKey>> {
-        self.0.take().await
+        self.filled().await.then(|| self.pending())
+    }
+
+    /// Waits until there are changes to take with [`Subscription::pending`]; false when the informer is gone.
+    /// Cancel-safe.
+    pub async fn filled(&mut self) -> bool {
+        self.0.wait().await
     }
 
     /// What has changed up to now, without waiting.

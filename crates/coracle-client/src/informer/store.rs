@@ -177,17 +177,17 @@ impl Mailbox {
         std::mem::take(&mut self.lock().keys).into_keys().collect()
     }
 
-    pub(super) async fn take(&self) -> Option<BTreeSet<ObjectKey>> {
+    /// Waits until there is something to drain; false if there never will be.
+    pub(super) async fn wait(&self) -> bool {
         loop {
-            let (keys, closed) = {
-                let mut pending = self.lock();
-                (std::mem::take(&mut pending.keys), pending.closed)
-            };
-            if !keys.is_empty() {
-                return Some(keys.into_keys().collect());
-            }
-            if closed {
-                return None;
+            {
+                let pending = self.lock();
+                if !pending.keys.is_empty() {
+                    return true;
+                }
+                if pending.closed {
+                    return false;
+                }
             }
             self.filled.notified().await;
         }
