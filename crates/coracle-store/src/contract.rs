@@ -56,7 +56,7 @@ pub enum Op {
 }
 
 /// A compare-and-set transaction: all compares hold and all ops happen, at one revision, or nothing happens.
-/// No key may appear in two ops.
+/// No key is empty, and no key may appear in two ops.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Txn {
     /// Conditions, all of which must hold.
@@ -160,6 +160,9 @@ pub enum StoreError {
     /// No space, or a limit of the store: the write did not happen and may be tried again.
     #[error("the store has no room: {0}")]
     NoSpace(String),
+    /// A request that makes no sense: an empty key, or one key in two ops.
+    #[error("invalid request: {0}")]
+    Invalid(String),
     /// Not reachable right now (a remote engine); whether a write happened is unknown.
     #[error("the store is unavailable: {0}")]
     Unavailable(String),
@@ -180,9 +183,11 @@ pub trait Store: Send + Sync + 'static {
     async fn get(&self, key: &Bytes) -> StoreResult<(Option<KeyValue>, Revision)>;
     /// A range of keys.
     async fn list(&self, request: &ListRequest) -> StoreResult<ListPage>;
-    /// Commits, or says what differs. Durable when this returns `Committed`.
+    /// Commits, or says what differs. Durable when this returns `Committed`. If the future is dropped before it
+    /// ends, the transaction may still happen.
     async fn txn(&self, txn: Txn) -> StoreResult<TxnOutcome>;
-    /// Changes of `prefix` with revisions greater than `after`, for ever. `None` starts now.
+    /// Changes of `prefix` with revisions greater than `after`, for ever. `None` starts now. The first batch comes at
+    /// once, with what of it there is already, if only to say the revision.
     async fn watch(&self, prefix: Bytes, after: Option<Revision>) -> StoreResult<WatchStream>;
     /// Forgets history before `revision`: reads and watches can start at `revision` and later. Compacting to an
     /// older revision than before does nothing.

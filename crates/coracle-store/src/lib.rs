@@ -11,6 +11,10 @@
 //! - A failed flush stops the store; it is never retried.
 
 mod contract;
+pub mod embedded;
+pub mod files;
+pub mod simfs;
+pub mod suite;
 
 pub use contract::{
     Compare, Event, EventKind, KeyValue, ListPage, ListRequest, Op, Revision, Store, StoreError, StoreResult,

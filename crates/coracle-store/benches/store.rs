@@ -1,0 +1,2 @@
+//! Speed of the embedded engine.
+fn main() {}
