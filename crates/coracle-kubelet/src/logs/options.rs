@@ -165,7 +165,7 @@ mod tests {
                 LogOptions { since: Some("2026-11-21T11:00:00.5Z".parse().unwrap()), ..none.clone() },
             ),
             ("sinceTime=null", none.clone()),
-            ("stream=Stderr", LogOptions { stream: LogStream::Stderr, ..none.clone() }),
+            ("stream=Stderr", LogOptions { stream: LogStream::Stderr, ..none }),
         ];
         for (query, expected) in table {
             assert_eq!(parse(query).as_ref(), Ok(expected), "{query}");
