@@ -1,1 +1,107 @@
-//! One module per controller: a pure reconcile and a thin loop.
+//! One module per controller: a pure `reconcile` and a thin loop.
+//!
+//! Each controller has an identity of its own, reads informers, writes requests, and does not know of the others.
+//! A key that fails is tried again after its back-off; a loop that panics starts again. Start at [`run_all`].
+
+mod keyed;
+pub mod namespace;
+pub mod node_ipam;
+pub mod root_ca;
+pub mod service_account;
+
+use coracle_client::{Informer, supervise};
+use coracle_clock::{Clock, Rng, select};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use kube::Client;
+
+pub use node_ipam::{Cidr, ParseCidrError};
+
+/// What the controllers have to be told.
+#[derive(Debug, Clone)]
+pub struct ControllersConfig {
+    /// Where nodes get the addresses of their Pods from.
+    pub cluster_cidr: Cidr,
+    /// How large a node's share is: the prefix length of `spec.podCIDR`.
+    pub node_prefix: u8,
+    /// PEM of the authority that Pods are to trust when they talk to the API server.
+    pub root_ca: String,
+}
+
+/// What the controllers read.
+#[derive(Clone)]
+pub struct ControllerInputs {
+    /// All namespaces.
+    pub namespaces: Informer<Namespace>,
+    /// All service accounts.
+    pub service_accounts: Informer<ServiceAccount>,
+    /// ConfigMaps; those named `kube-root-ca.crt` are enough.
+    pub config_maps: Informer<ConfigMap>,
+    /// All nodes.
+    pub nodes: Informer<Node>,
+    /// All Pods.
+    pub pods: Informer<Pod>,
+}
+
+/// A controller, as whom it acts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Identity {
+    /// Empties namespaces that are being deleted.
+    Namespace,
+    /// Gives each namespace its default service account.
+    ServiceAccount,
+    /// Publishes the cluster's authority in each namespace.
+    RootCa,
+    /// Gives nodes their share of the Pod network.
+    NodeIpam,
+}
+
+impl Identity {
+    /// All of them.
+    pub const ALL: [Identity; 4] =
+        [Identity::Namespace, Identity::ServiceAccount, Identity::RootCa, Identity::NodeIpam];
+
+    /// The service account in `kube-system` that it acts as.
+    #[must_use]
+    pub fn service_account(self) -> &'static str {
+        match self {
+            Identity::Namespace => "namespace-controller",
+            Identity::ServiceAccount => "service-account-controller",
+            Identity::RootCa => "root-ca-cert-publisher",
+            Identity::NodeIpam => "node-controller",
+        }
+    }
+}
+
+/// Runs all controllers until `shutdown` is ready. `client` makes the client of each identity.
+pub async fn run_all(
+    config: ControllersConfig,
+    client: impl Fn(Identity) -> Client,
+    inputs: ControllerInputs,
+    clock: Clock,
+    mut rng: Rng,
+    shutdown: impl Future<Output = ()>,
+) {
+    let [for_namespaces, for_accounts, for_root_cas, for_ipam] = Identity::ALL.map(client);
+    let shares = (config.cluster_cidr, config.node_prefix);
+    let mut supervised = |identity: Identity| (identity.service_account(), rng.fork("restarts"));
+    let (name, restarts) = supervised(Identity::Namespace);
+    let namespaces = supervise(name, &clock, restarts, || {
+        namespace::run(for_namespaces.clone(), inputs.clone(), clock.clone())
+    });
+    let (name, restarts) = supervised(Identity::ServiceAccount);
+    let service_accounts = supervise(name, &clock, restarts, || {
+        service_account::run(for_accounts.clone(), inputs.clone(), clock.clone())
+    });
+    let (name, restarts) = supervised(Identity::RootCa);
+    let root_cas = supervise(name, &clock, restarts, || {
+        root_ca::run(for_root_cas.clone(), inputs.clone(), clock.clone(), config.root_ca.clone())
+    });
+    let (name, restarts) = supervised(Identity::NodeIpam);
+    let node_ipam = supervise(name, &clock, restarts, || {
+        node_ipam::run(for_ipam.clone(), inputs.nodes.clone(), clock.clone(), shares)
+    });
+    select! {
+        () = shutdown => {}
+        _ = futures::future::join4(namespaces, service_accounts, root_cas, node_ipam) => {}
+    }
+}

@@ -1,0 +1,77 @@
+//! The loop of a controller that looks at one key at a time.
+
+use std::time::Duration;
+
+use coracle_client::{ErrorExt as _, ObjectKey, Subscription, Workqueue};
+use coracle_clock::{Clock, select};
+use futures::future::{join, join_all};
+
+const BACKOFF_FIRST: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+
+/// What a look at a key came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Looked {
+    /// It is as it should be; a change will tell.
+    Settled,
+    /// Nothing was wrong, but it is to be looked at again after its back-off.
+    Again,
+}
+
+/// Which keys a changed object of one informer is about.
+pub(crate) struct Source {
+    pub(crate) changes: Subscription,
+    pub(crate) keys: fn(ObjectKey) -> Option<ObjectKey>,
+}
+
+/// A key of an object is its own.
+pub(crate) fn itself(key: ObjectKey) -> Option<ObjectKey> {
+    Some(key)
+}
+
+/// The namespace of an object.
+pub(crate) fn its_namespace(key: ObjectKey) -> Option<ObjectKey> {
+    Some(ObjectKey::cluster(key.namespace))
+}
+
+/// Looks at every key that changes, `workers` at a time and one worker per key; again, after a back-off, when that
+/// fails. Ends when an informer does.
+pub(crate) async fn run<F, W>(name: &str, clock: &Clock, workers: usize, sources: Vec<Source>, look: F)
+where
+    F: Fn(ObjectKey) -> W,
+    W: Future<Output = Result<Looked, kube::Error>>,
+{
+    let queue = Workqueue::new(clock.clone(), BACKOFF_FIRST, BACKOFF_MAX);
+    let (queue, look) = (&queue, &look);
+    let feeds = join_all(sources.into_iter().map(|mut source| async move {
+        while let Some(keys) = source.changes.changed().await {
+            keys.into_iter().filter_map(source.keys).for_each(|key| queue.add(key));
+        }
+    }));
+    let workers = join_all((0..workers).map(|_| async move {
+        while let Some(key) = queue.next().await {
+            match look(key.clone()).await {
+                Ok(Looked::Settled) => queue.forget(&key),
+                Ok(Looked::Again) => {
+                    queue.add_backed_off(key.clone());
+                }
+                // Somebody else was there in between; what they did has been heard of or will be.
+                Err(error) if error.is_conflict() => {
+                    queue.add_backed_off(key.clone());
+                }
+                Err(error) => {
+                    let delay = queue.add_backed_off(key.clone());
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(name, key = %*key, error, ?delay, "failed, will try again");
+                }
+            }
+        }
+    }));
+    let feeds = async {
+        feeds.await;
+        queue.close();
+    };
+    select! {
+        _ = join(feeds, workers) => {}
+    }
+}
