@@ -4,6 +4,9 @@
 //! and a [`Strategy`]; nothing else in the API server knows kinds.
 
 use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1 as coordination_v1;
+use k8s_openapi::api::core::v1 as core_v1;
+use k8s_openapi::api::events::v1 as events_v1;
 use serde_json::Value;
 
 use crate::field::FieldError;
@@ -44,6 +47,8 @@ pub struct Resource {
     pub name_check: NameCheck,
     /// What is special about this kind.
     pub strategy: &'static dyn Strategy,
+    /// Adds the schema of this kind, and of all that it is made of, to a generator.
+    pub(crate) schema: fn(&mut schemars::SchemaGenerator) -> schemars::Schema,
 }
 
 /// A part of one object that has a path of its own, as `pods/status`.
@@ -313,7 +318,7 @@ const fn status_of(kind: &'static str) -> Subresource {
 }
 
 /// The common row of the core group; rows below say what differs.
-const fn core(
+const fn core<K: schemars::JsonSchema>(
     kind: &'static str,
     plural: &'static str,
     singular: &'static str,
@@ -334,17 +339,24 @@ const fn core(
         storage_prefix,
         name_check: crate::names::dns1123_subdomain,
         strategy,
+        schema: schemars::SchemaGenerator::subschema_for::<K>,
     }
 }
 
 static RESOURCES: &[Resource] = &[
     Resource {
         verbs: &["create"],
-        ..core("Binding", "bindings", "binding", "/registry/bindings", &kinds::binding::BindingStrategy)
+        ..core::<core_v1::Binding>(
+            "Binding",
+            "bindings",
+            "binding",
+            "/registry/bindings",
+            &kinds::binding::BindingStrategy,
+        )
     },
     Resource {
         short_names: &["cm"],
-        ..core(
+        ..core::<core_v1::ConfigMap>(
             "ConfigMap",
             "configmaps",
             "configmap",
@@ -354,7 +366,7 @@ static RESOURCES: &[Resource] = &[
     },
     Resource {
         short_names: &["ep"],
-        ..core(
+        ..core::<core_v1::Endpoints>(
             "Endpoints",
             "endpoints",
             "endpoints",
@@ -364,7 +376,13 @@ static RESOURCES: &[Resource] = &[
     },
     Resource {
         short_names: &["ev"],
-        ..core("Event", "events", "event", "/registry/events", &kinds::event::CoreEventStrategy)
+        ..core::<core_v1::Event>(
+            "Event",
+            "events",
+            "event",
+            "/registry/events",
+            &kinds::event::CoreEventStrategy,
+        )
     },
     Resource {
         short_names: &["ns"],
@@ -375,7 +393,7 @@ static RESOURCES: &[Resource] = &[
             status_of("Namespace"),
         ],
         name_check: crate::names::dns1123_label,
-        ..core(
+        ..core::<core_v1::Namespace>(
             "Namespace",
             "namespaces",
             "namespace",
@@ -387,7 +405,7 @@ static RESOURCES: &[Resource] = &[
         short_names: &["no"],
         namespaced: false,
         subresources: &[status_of("Node")],
-        ..core("Node", "nodes", "node", "/registry/minions", &kinds::node::NodeStrategy)
+        ..core::<core_v1::Node>("Node", "nodes", "node", "/registry/minions", &kinds::node::NodeStrategy)
     },
     Resource {
         short_names: &["po"],
@@ -404,12 +422,18 @@ static RESOURCES: &[Resource] = &[
             Subresource { name: "log", kind: "Pod", group: "", version: "", verbs: &["get"] },
             status_of("Pod"),
         ],
-        ..core("Pod", "pods", "pod", "/registry/pods", &kinds::pod::PodStrategy)
+        ..core::<core_v1::Pod>("Pod", "pods", "pod", "/registry/pods", &kinds::pod::PodStrategy)
     },
-    core("Secret", "secrets", "secret", "/registry/secrets", &kinds::secret::SecretStrategy),
+    core::<core_v1::Secret>(
+        "Secret",
+        "secrets",
+        "secret",
+        "/registry/secrets",
+        &kinds::secret::SecretStrategy,
+    ),
     Resource {
         short_names: &["sa"],
-        ..core(
+        ..core::<core_v1::ServiceAccount>(
             "ServiceAccount",
             "serviceaccounts",
             "serviceaccount",
@@ -422,16 +446,34 @@ static RESOURCES: &[Resource] = &[
         categories: &["all"],
         subresources: &[status_of("Service")],
         name_check: crate::names::dns1035_label,
-        ..core("Service", "services", "service", "/registry/services/specs", &kinds::service::ServiceStrategy)
+        ..core::<core_v1::Service>(
+            "Service",
+            "services",
+            "service",
+            "/registry/services/specs",
+            &kinds::service::ServiceStrategy,
+        )
     },
     Resource {
         group: "events.k8s.io",
         short_names: &["ev"],
-        ..core("Event", "events", "event", "/registry/events", &kinds::event::EventsEventStrategy)
+        ..core::<events_v1::Event>(
+            "Event",
+            "events",
+            "event",
+            "/registry/events",
+            &kinds::event::EventsEventStrategy,
+        )
     },
     Resource {
         group: "coordination.k8s.io",
-        ..core("Lease", "leases", "lease", "/registry/leases", &kinds::lease::LeaseStrategy)
+        ..core::<coordination_v1::Lease>(
+            "Lease",
+            "leases",
+            "lease",
+            "/registry/leases",
+            &kinds::lease::LeaseStrategy,
+        )
     },
 ];
 

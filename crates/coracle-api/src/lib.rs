@@ -8,10 +8,14 @@
 //! Every function here is pure: the time is an argument, and the answer depends on nothing else.
 
 pub mod catalogue;
+pub mod decode;
 pub mod field;
 mod kinds;
 pub mod metadata;
 pub mod names;
+pub mod patch;
+pub mod quantity;
+pub mod schema;
 pub mod selector;
 pub mod status;
 pub mod table;

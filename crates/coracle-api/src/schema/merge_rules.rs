@@ -1,0 +1,177 @@
+//! How lists and maps merge: facts of the API, one line a field.
+//!
+//! Server-side apply goes by the list type, strategic merge patches by patch strategy and merge key; where the
+//! two differ, both stand here as upstream has them.
+
+/// How one field merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MergeRule {
+    /// Group and type, as `core/Container`.
+    pub(crate) of: &'static str,
+    /// The field of that type.
+    pub(crate) field: &'static str,
+    /// `atomic`, `set`, `map` or empty.
+    pub(crate) list_type: &'static str,
+    /// The keys of a list of type `map`, joined by commas.
+    pub(crate) list_map_keys: &'static str,
+    /// `atomic` for maps that are one value.
+    pub(crate) map_type: &'static str,
+    /// `merge`, `merge,retainKeys` or empty, which means that a patch replaces the list.
+    pub(crate) patch_strategy: &'static str,
+    /// What identifies an element in a patch.
+    pub(crate) patch_merge_key: &'static str,
+}
+
+const fn rule(
+    of: &'static str,
+    field: &'static str,
+    list_type: &'static str,
+    map_type: &'static str,
+    patch_strategy: &'static str,
+    patch_merge_key: &'static str,
+) -> MergeRule {
+    MergeRule { of, field, list_type, list_map_keys: "", map_type, patch_strategy, patch_merge_key }
+}
+
+const fn atomic(of: &'static str, field: &'static str) -> MergeRule {
+    rule(of, field, "atomic", "", "", "")
+}
+
+const fn map(
+    of: &'static str,
+    field: &'static str,
+    list_map_keys: &'static str,
+    patch_strategy: &'static str,
+    patch_merge_key: &'static str,
+) -> MergeRule {
+    MergeRule { of, field, list_type: "map", list_map_keys, map_type: "", patch_strategy, patch_merge_key }
+}
+
+pub(crate) static MERGE_RULES: &[MergeRule] = &[
+    atomic("core/Capabilities", "add"),
+    atomic("core/Capabilities", "drop"),
+    atomic("core/CephFSVolumeSource", "monitors"),
+    atomic("core/ConfigMapProjection", "items"),
+    atomic("core/ConfigMapVolumeSource", "items"),
+    atomic("core/Container", "args"),
+    atomic("core/Container", "command"),
+    map("core/Container", "env", "name", "merge", "name"),
+    atomic("core/Container", "envFrom"),
+    map("core/Container", "ports", "containerPort,protocol", "merge", "containerPort"),
+    atomic("core/Container", "resizePolicy"),
+    atomic("core/Container", "restartPolicyRules"),
+    map("core/Container", "volumeDevices", "devicePath", "merge", "devicePath"),
+    map("core/Container", "volumeMounts", "mountPath", "merge", "mountPath"),
+    atomic("core/ContainerImage", "names"),
+    rule("core/ContainerRestartRuleOnExitCodes", "values", "set", "", "", ""),
+    map("core/ContainerStatus", "allocatedResourcesStatus", "name", "merge", "name"),
+    map("core/ContainerStatus", "volumeMounts", "mountPath", "merge", "mountPath"),
+    atomic("core/DownwardAPIProjection", "items"),
+    atomic("core/DownwardAPIVolumeSource", "items"),
+    atomic("core/EndpointSubset", "addresses"),
+    atomic("core/EndpointSubset", "notReadyAddresses"),
+    atomic("core/EndpointSubset", "ports"),
+    atomic("core/Endpoints", "subsets"),
+    atomic("core/EphemeralContainer", "args"),
+    atomic("core/EphemeralContainer", "command"),
+    map("core/EphemeralContainer", "env", "name", "merge", "name"),
+    atomic("core/EphemeralContainer", "envFrom"),
+    map("core/EphemeralContainer", "ports", "containerPort,protocol", "merge", "containerPort"),
+    atomic("core/EphemeralContainer", "resizePolicy"),
+    atomic("core/EphemeralContainer", "restartPolicyRules"),
+    map("core/EphemeralContainer", "volumeDevices", "devicePath", "merge", "devicePath"),
+    map("core/EphemeralContainer", "volumeMounts", "mountPath", "merge", "mountPath"),
+    atomic("core/ExecAction", "command"),
+    atomic("core/FCVolumeSource", "targetWWNs"),
+    atomic("core/FCVolumeSource", "wwids"),
+    atomic("core/HTTPGetAction", "httpHeaders"),
+    atomic("core/HostAlias", "hostnames"),
+    atomic("core/ISCSIVolumeSource", "portals"),
+    atomic("core/LinuxContainerUser", "supplementalGroups"),
+    atomic("core/LoadBalancerIngress", "ports"),
+    atomic("core/LoadBalancerStatus", "ingress"),
+    atomic("core/NamespaceSpec", "finalizers"),
+    map("core/NamespaceStatus", "conditions", "type", "merge", "type"),
+    atomic("core/NodeAffinity", "preferredDuringSchedulingIgnoredDuringExecution"),
+    rule("core/NodeAllocatableResourceClaimStatus", "containers", "set", "", "", ""),
+    map("core/NodeAllocatableResourceClaimStatus", "mapping", "name", "merge", "name"),
+    map("core/NodeAllocatableResourceClaimStatus", "overhead", "name", "merge", "name"),
+    rule("core/NodePodPreemptionPolicy", "disableResizePreemption", "set", "", "", ""),
+    atomic("core/NodeSelector", "nodeSelectorTerms"),
+    atomic("core/NodeSelectorRequirement", "values"),
+    atomic("core/NodeSelectorTerm", "matchExpressions"),
+    atomic("core/NodeSelectorTerm", "matchFields"),
+    rule("core/NodeSpec", "podCIDRs", "set", "", "merge", ""),
+    atomic("core/NodeSpec", "taints"),
+    map("core/NodeStatus", "addresses", "type", "merge", "type"),
+    map("core/NodeStatus", "conditions", "type", "merge", "type"),
+    atomic("core/NodeStatus", "declaredFeatures"),
+    atomic("core/NodeStatus", "images"),
+    atomic("core/NodeStatus", "runtimeHandlers"),
+    atomic("core/NodeStatus", "volumesAttached"),
+    atomic("core/NodeStatus", "volumesInUse"),
+    atomic("core/PodAffinity", "preferredDuringSchedulingIgnoredDuringExecution"),
+    atomic("core/PodAffinity", "requiredDuringSchedulingIgnoredDuringExecution"),
+    atomic("core/PodAffinityTerm", "matchLabelKeys"),
+    atomic("core/PodAffinityTerm", "mismatchLabelKeys"),
+    atomic("core/PodAffinityTerm", "namespaces"),
+    atomic("core/PodAntiAffinity", "preferredDuringSchedulingIgnoredDuringExecution"),
+    atomic("core/PodAntiAffinity", "requiredDuringSchedulingIgnoredDuringExecution"),
+    atomic("core/PodDNSConfig", "nameservers"),
+    atomic("core/PodDNSConfig", "options"),
+    atomic("core/PodDNSConfig", "searches"),
+    atomic("core/PodExtendedResourceClaimStatus", "requestMappings"),
+    atomic("core/PodSecurityContext", "supplementalGroups"),
+    atomic("core/PodSecurityContext", "sysctls"),
+    map("core/PodSpec", "containers", "name", "merge", "name"),
+    map("core/PodSpec", "ephemeralContainers", "name", "merge", "name"),
+    map("core/PodSpec", "evictionResponders", "name", "merge", "name"),
+    map("core/PodSpec", "hostAliases", "ip", "merge", "ip"),
+    map("core/PodSpec", "imagePullSecrets", "name", "merge", "name"),
+    map("core/PodSpec", "initContainers", "name", "merge", "name"),
+    rule("core/PodSpec", "nodeSelector", "", "atomic", "", ""),
+    atomic("core/PodSpec", "readinessGates"),
+    map("core/PodSpec", "resourceClaims", "name", "merge,retainKeys", "name"),
+    map("core/PodSpec", "schedulingGates", "name", "merge", "name"),
+    atomic("core/PodSpec", "tolerations"),
+    map("core/PodSpec", "topologySpreadConstraints", "topologyKey,whenUnsatisfiable", "merge", "topologyKey"),
+    map("core/PodSpec", "volumes", "name", "merge,retainKeys", "name"),
+    map("core/PodStatus", "conditions", "type", "merge", "type"),
+    atomic("core/PodStatus", "containerStatuses"),
+    atomic("core/PodStatus", "ephemeralContainerStatuses"),
+    rule("core/PodStatus", "hostIPs", "atomic", "", "merge", "ip"),
+    atomic("core/PodStatus", "initContainerStatuses"),
+    map(
+        "core/PodStatus",
+        "nodeAllocatableResourceClaimStatuses",
+        "resourceClaimName",
+        "merge",
+        "resourceClaimName",
+    ),
+    map("core/PodStatus", "podIPs", "ip", "merge", "ip"),
+    map("core/PodStatus", "resourceClaimStatuses", "name", "merge,retainKeys", "name"),
+    map("core/PodStatus", "volumeHealth", "name", "", ""),
+    map("core/PodVolumeHealth", "healthConditions", "status,reason", "merge", "status"),
+    atomic("core/ProjectedVolumeSource", "sources"),
+    atomic("core/RBDVolumeSource", "monitors"),
+    map("core/ResourceRequirements", "claims", "name", "", ""),
+    map("core/ResourceStatus", "resources", "resourceID", "", ""),
+    atomic("core/SecretProjection", "items"),
+    atomic("core/SecretVolumeSource", "items"),
+    atomic("core/ServiceAccount", "imagePullSecrets"),
+    map("core/ServiceAccount", "secrets", "name", "merge", "name"),
+    atomic("core/ServiceSpec", "clusterIPs"),
+    atomic("core/ServiceSpec", "externalIPs"),
+    atomic("core/ServiceSpec", "ipFamilies"),
+    atomic("core/ServiceSpec", "loadBalancerSourceRanges"),
+    map("core/ServiceSpec", "ports", "port,protocol", "merge", "port"),
+    rule("core/ServiceSpec", "selector", "", "atomic", "", ""),
+    map("core/ServiceStatus", "conditions", "type", "merge", "type"),
+    atomic("core/TopologySpreadConstraint", "matchLabelKeys"),
+    rule("core/VolumeMount", "bindMountOptions", "set", "", "", ""),
+    atomic("meta/LabelSelector", "matchExpressions"),
+    atomic("meta/LabelSelectorRequirement", "values"),
+    rule("meta/ObjectMeta", "finalizers", "set", "", "merge", ""),
+    atomic("meta/ObjectMeta", "managedFields"),
+    map("meta/ObjectMeta", "ownerReferences", "uid", "merge", "uid"),
+];
