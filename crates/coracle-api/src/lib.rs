@@ -13,6 +13,7 @@ pub mod field;
 mod kinds;
 pub mod metadata;
 pub mod names;
+pub mod openapi;
 pub mod patch;
 pub mod quantity;
 pub mod schema;

@@ -150,7 +150,7 @@ impl Graph {
     }
 }
 
-fn merge_rule(definition: &str, field: &str) -> Option<&'static MergeRule> {
+pub(crate) fn merge_rule(definition: &str, field: &str) -> Option<&'static MergeRule> {
     let short = match definition.strip_prefix(META) {
         Some(kind) => format!("meta/{kind}"),
         None => {
