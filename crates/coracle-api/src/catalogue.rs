@@ -91,9 +91,10 @@ pub trait Strategy: Sync {
     /// Puts back what an update of the main resource may not touch (the status), and counts the generation.
     fn prepare_for_update(&self, _new: &mut Value, _old: &Value) {}
 
-    /// Puts back everything that an update of the status may not touch.
+    /// Puts back what an update of the status may not touch. Labels and annotations may change with a status:
+    /// node agents do that.
     fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
-        metadata::keep_all_but_status(new, old);
+        crate::tree::set_or_remove(new, "spec", old.get("spec").cloned());
     }
 
     /// What is wrong with a new object, metadata aside.
@@ -252,7 +253,7 @@ impl Resource {
         }
     }
 
-    /// Puts back everything that an update of the status may not touch.
+    /// Puts back what an update of the status may not touch.
     pub fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
         metadata::prepare_for_update(new, old);
         self.strategy.prepare_for_status_update(new, old);

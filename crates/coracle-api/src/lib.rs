@@ -15,6 +15,7 @@ pub mod metadata;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod pod;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

@@ -1,5 +1,6 @@
 //! `ObjectMeta`: what holds for the metadata of every kind.
 
+use jiff::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::catalogue::NameCheck;
@@ -99,18 +100,53 @@ pub fn bump_generation(object: &mut Value) {
     }
 }
 
-/// Restores all of `new` but its status and managed fields.
-pub(crate) fn keep_all_but_status(new: &mut Value, old: &Value) {
-    let status = new.get("status").cloned();
-    let managed = tree::at(new, &["metadata", "managedFields"]).cloned();
-    let version = tree::at(new, &["metadata", "resourceVersion"]).cloned();
-    let mut kept = old.clone();
-    tree::set_or_remove(&mut kept, "status", status);
-    if let Some(metadata) = tree::object_in(&mut kept, "metadata") {
-        restore(metadata, "managedFields", managed);
-        restore(metadata, "resourceVersion", version);
+/// Marks an object as being deleted, to go within `grace_seconds`, or shortens the time it still has.
+///
+/// The time of deletion never moves into the past: who asks for less than has passed already gets one second.
+pub fn mark_deleted(object: &mut Value, grace_seconds: i64, now: Timestamp) {
+    let earlier: Option<(Timestamp, i64)> = tree::at(object, &["metadata", "deletionTimestamp"])
+        .and_then(Value::as_str)
+        .and_then(|text| text.parse().ok())
+        .map(|at| (at, tree::int_at(object, &["metadata", "deletionGracePeriodSeconds"]).unwrap_or(0)));
+    let mut grace = grace_seconds;
+    let at = match earlier {
+        None => {
+            bump_generation_if_counted(object);
+            plus_seconds(now, grace)
+        }
+        Some((at, earlier_grace)) => {
+            let moved = plus_seconds(at, grace - earlier_grace);
+            if moved < now && grace > 0 {
+                grace = 1;
+            }
+            moved.max(now)
+        }
+    };
+    let Some(metadata) = tree::object_in(object, "metadata") else { return };
+    metadata.insert("deletionTimestamp".into(), rfc3339(at).into());
+    metadata.insert("deletionGracePeriodSeconds".into(), grace.into());
+}
+
+fn bump_generation_if_counted(object: &mut Value) {
+    if tree::int_at(object, &["metadata", "generation"]).is_some_and(|generation| generation > 0) {
+        bump_generation(object);
     }
-    *new = kept;
+}
+
+fn plus_seconds(at: Timestamp, seconds: i64) -> Timestamp {
+    at.checked_add(jiff::SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
+}
+
+/// A time as it stands in metadata: UTC, whole seconds.
+#[must_use]
+pub fn rfc3339(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+/// A time with microseconds, as Leases and Events have them.
+#[must_use]
+pub fn rfc3339_micro(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
 /// What is wrong with the metadata of a new object.

@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn json_patches_apply_or_say_why_not() {
         let target = json!({"a": {"b": 1}});
-        let patched = json_ok(&target, json!([{"op": "replace", "path": "/a/b", "value": 2}]));
+        let patched = json_ok(&target, &json!([{"op": "replace", "path": "/a/b", "value": 2}]));
         assert_eq!(patched, json!({"a": {"b": 2}}));
         let error = json(&target, &json!([{"op": "test", "path": "/a/b", "value": 2}])).unwrap_err();
         assert_eq!((error.code, error.reason), (422, Reason::Invalid));
@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(json(&target, &json!([{"op": "nonsense", "path": "/a"}])).unwrap_err().code, 400);
     }
 
-    fn json_ok(target: &Value, patch: Value) -> Value {
-        json(target, &patch).unwrap()
+    fn json_ok(target: &Value, patch: &Value) -> Value {
+        json(target, patch).unwrap()
     }
 }

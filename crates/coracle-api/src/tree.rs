@@ -67,3 +67,19 @@ pub(crate) fn set_or_remove(target: &mut Value, key: &str, value: Option<Value>)
         }
     }
 }
+
+/// Writes `value` under `key` unless something is there already.
+pub(crate) fn set_default(map: &mut Map<String, Value>, key: &str, value: impl Into<Value>) {
+    let slot = map.entry(key).or_insert(Value::Null);
+    if is_unset(slot) {
+        *slot = value.into();
+    }
+}
+
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(s) => s.is_empty(),
+        _ => false,
+    }
+}

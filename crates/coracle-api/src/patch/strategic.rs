@@ -276,17 +276,17 @@ mod tests {
         })
     }
 
-    fn patched(patch: Value) -> Value {
-        strategic(find("", "v1", "pods").unwrap(), &pod(), &patch).unwrap()
+    fn patched(patch: &Value) -> Value {
+        strategic(find("", "v1", "pods").unwrap(), &pod(), patch).unwrap()
     }
 
-    fn refused(patch: Value) -> String {
-        strategic(find("", "v1", "pods").unwrap(), &pod(), &patch).unwrap_err().message
+    fn refused(patch: &Value) -> String {
+        strategic(find("", "v1", "pods").unwrap(), &pod(), patch).unwrap_err().message
     }
 
     #[test]
     fn elements_merge_by_their_key() {
-        let out = patched(json!({"spec": {"containers": [
+        let out = patched(&json!({"spec": {"containers": [
             {"name": "b", "image": "b:2"}, {"name": "c", "image": "c:1"}
         ]}}));
         let names: Vec<&str> = out["spec"]["containers"]
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn atomic_lists_and_args_are_replaced() {
-        let out = patched(json!({"spec": {
+        let out = patched(&json!({"spec": {
             "tolerations": [{"key": "u"}], "containers": [{"name": "b", "args": ["3"]}]
         }}));
         assert_eq!(out["spec"]["tolerations"], json!([{"key": "u"}]));
@@ -310,15 +310,15 @@ mod tests {
 
     #[test]
     fn directives_delete_and_replace() {
-        let out = patched(json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}));
+        let out = patched(&json!({"spec": {"containers": [{"name": "a", "$patch": "delete"}]}}));
         assert_eq!(out["spec"]["containers"].as_array().unwrap().len(), 1);
-        let out = patched(json!({"spec": {"containers": [{"$patch": "replace"}, {"name": "z"}]}}));
+        let out = patched(&json!({"spec": {"containers": [{"$patch": "replace"}, {"name": "z"}]}}));
         assert_eq!(out["spec"]["containers"], json!([{"name": "z"}]));
-        let out = patched(json!({"metadata": {"labels": {"$patch": "replace", "b": "2"}}}));
+        let out = patched(&json!({"metadata": {"labels": {"$patch": "replace", "b": "2"}}}));
         assert_eq!(out["metadata"]["labels"], json!({"b": "2"}));
-        let out = patched(json!({"metadata": {"labels": {"a": null, "b": "2"}}}));
+        let out = patched(&json!({"metadata": {"labels": {"a": null, "b": "2"}}}));
         assert_eq!(out["metadata"]["labels"], json!({"b": "2"}));
-        let out = patched(json!({"spec": {"containers": [
+        let out = patched(&json!({"spec": {"containers": [
             {"name": "a", "env": [{"name": "E", "$patch": "delete"}, {"name": "G", "value": "3"}]}
         ]}}));
         assert_eq!(
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn lists_of_values_merge_and_shrink() {
-        let out = patched(json!({"metadata": {
+        let out = patched(&json!({"metadata": {
             "finalizers": ["x/b", "x/c"], "$deleteFromPrimitiveList/finalizers": ["x/a"]
         }}));
         assert_eq!(out["metadata"]["finalizers"], json!(["x/b", "x/c"]));
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn order_is_that_of_the_patch_and_the_servers_own_keep_their_place() {
-        let out = patched(json!({"spec": {
+        let out = patched(&json!({"spec": {
             "$setElementOrder/containers": [{"name": "c"}, {"name": "b"}],
             "containers": [{"name": "c", "image": "c:1"}]
         }}));
@@ -348,13 +348,13 @@ mod tests {
             .map(|c| c["name"].as_str().unwrap())
             .collect();
         assert_eq!(names, ["c", "a", "b"]);
-        let out = patched(json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}}));
+        let out = patched(&json!({"spec": {"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}]}}));
         assert_eq!(out["spec"]["containers"][0]["name"], "b");
     }
 
     #[test]
     fn retain_keys_switch_a_union() {
-        let out = patched(json!({"spec": {"volumes": [
+        let out = patched(&json!({"spec": {"volumes": [
             {"name": "v", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/x"}}
         ]}}));
         assert_eq!(out["spec"]["volumes"], json!([{"name": "v", "hostPath": {"path": "/x"}}]));
@@ -363,12 +363,12 @@ mod tests {
     #[test]
     fn malformed_patches_are_refused() {
         assert!(
-            refused(json!({"spec": {"containers": [{"image": "x"}]}}))
+            refused(&json!({"spec": {"containers": [{"image": "x"}]}}))
                 .ends_with("does not contain declared merge key: name")
         );
-        assert_eq!(refused(json!({"spec": {"$patch": "x"}})), "unknown patch type: x");
+        assert_eq!(refused(&json!({"spec": {"$patch": "x"}})), "unknown patch type: x");
         assert_eq!(
-            refused(json!({"metadata": {"$deleteFromPrimitiveList/finalizers": 1}})),
+            refused(&json!({"metadata": {"$deleteFromPrimitiveList/finalizers": 1}})),
             "invalid patch format of primitive list"
         );
     }

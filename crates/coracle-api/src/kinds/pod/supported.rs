@@ -1,0 +1,293 @@
+//! What of a Pod this release honours. Everything else is refused, never ignored.
+//!
+//! One table says which fields are honoured, and with which values where not with all. A field that stands in
+//! no row is refused as soon as it says something, so that a field that a new API level brings is refused too
+//! until somebody builds it and adds its row.
+
+use serde_json::Value;
+
+use crate::field::{FieldError, Path};
+use crate::tree;
+
+/// Which values of a field are honoured.
+#[derive(Clone, Copy)]
+enum Honoured {
+    /// All that are valid.
+    Any,
+    /// These words alone.
+    Words(&'static [&'static str]),
+    /// This truth value alone.
+    Only(bool),
+    /// An object, field by field.
+    Fields(&'static [(&'static str, Honoured)]),
+    /// A list of objects, each field by field.
+    Each(&'static [(&'static str, Honoured)]),
+    /// A map of amounts; the names alone are judged.
+    Amounts(fn(&str) -> bool),
+}
+
+use Honoured::{Amounts, Any, Each, Fields, Only, Words};
+
+const SECCOMP: Honoured = Fields(&[("type", Words(&["RuntimeDefault"]))]);
+
+const POD: &[(&str, Honoured)] = &[
+    ("containers", Each(CONTAINER)),
+    ("restartPolicy", Any),
+    ("terminationGracePeriodSeconds", Any),
+    ("nodeSelector", Any),
+    ("nodeName", Any),
+    ("tolerations", Any),
+    ("hostname", Any),
+    // Until the cluster has DNS, ClusterFirst is what Default is.
+    ("dnsPolicy", Words(&["ClusterFirst", "Default"])),
+    ("schedulerName", Any),
+    ("enableServiceLinks", Any),
+    ("priority", Any),
+    ("preemptionPolicy", Any),
+    ("serviceAccountName", Any),
+    ("serviceAccount", Any),
+    ("automountServiceAccountToken", Only(false)),
+    ("hostNetwork", Only(false)),
+    ("hostPID", Only(false)),
+    ("hostIPC", Only(false)),
+    ("hostUsers", Only(true)),
+    ("shareProcessNamespace", Only(false)),
+    ("setHostnameAsFQDN", Only(false)),
+    ("os", Fields(&[("name", Words(&["linux"]))])),
+    (
+        "securityContext",
+        Fields(&[
+            ("runAsUser", Any),
+            ("runAsGroup", Any),
+            ("runAsNonRoot", Only(false)),
+            ("supplementalGroups", Any),
+            ("seccompProfile", SECCOMP),
+        ]),
+    ),
+];
+
+const CONTAINER: &[(&str, Honoured)] = &[
+    ("name", Any),
+    ("image", Any),
+    ("imagePullPolicy", Any),
+    ("command", Any),
+    ("args", Any),
+    ("workingDir", Any),
+    ("env", Each(&[("name", Any), ("value", Any)])),
+    (
+        "ports",
+        Each(&[
+            ("name", Any),
+            ("containerPort", Any),
+            ("hostPort", Any),
+            ("hostIP", Words(&["0.0.0.0", "::"])),
+            ("protocol", Any),
+        ]),
+    ),
+    (
+        "resources",
+        Fields(&[
+            // A limit on storage would have to be enforced; a request only weighs in scheduling.
+            ("limits", Amounts(|name| name != "ephemeral-storage" && !name.starts_with("hugepages-"))),
+            ("requests", Amounts(|name| !name.starts_with("hugepages-"))),
+        ]),
+    ),
+    ("terminationMessagePath", Any),
+    ("terminationMessagePolicy", Any),
+    ("tty", Any),
+    ("stdin", Any),
+    ("stdinOnce", Only(false)),
+    (
+        "securityContext",
+        Fields(&[
+            ("runAsUser", Any),
+            ("runAsGroup", Any),
+            ("runAsNonRoot", Only(false)),
+            ("readOnlyRootFilesystem", Any),
+            ("privileged", Any),
+            ("allowPrivilegeEscalation", Any),
+            ("capabilities", Any),
+            ("seccompProfile", SECCOMP),
+        ]),
+    ),
+];
+
+/// The fields of a new Pod that say something this release does not honour.
+pub(super) fn refuse(pod: &Value) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    if let Some(spec) = pod.get("spec") {
+        fields(spec, POD, &Path::new("spec"), &mut errors);
+    }
+    errors
+}
+
+fn refused(path: &Path, what: &str) -> FieldError {
+    FieldError::forbidden(path, format!("{what} is not supported by Coracle yet"))
+}
+
+fn fields(value: &Value, rows: &[(&str, Honoured)], path: &Path, errors: &mut Vec<FieldError>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let path = path.child(name);
+        match rows.iter().find(|(row, _)| row == name) {
+            Some((_, honoured)) => judge(name, value, *honoured, &path, errors),
+            None if tree::is_empty(Some(value)) => {}
+            None => errors.push(refused(&path, name)),
+        }
+    }
+}
+
+fn judge(name: &str, value: &Value, honoured: Honoured, path: &Path, errors: &mut Vec<FieldError>) {
+    match honoured {
+        Any => {}
+        Words(words) => {
+            let word = value.as_str().unwrap_or_default();
+            if !word.is_empty() && !words.contains(&word) {
+                errors.push(refused(path, &format!("{name} {}", crate::field::go_quote(word))));
+            }
+        }
+        Only(only) => {
+            if value.as_bool().is_some_and(|said| said != only) {
+                errors.push(refused(path, &format!("{name} {value}")));
+            }
+        }
+        Fields(rows) => fields(value, rows, path, errors),
+        Each(rows) => {
+            for (index, element) in value.as_array().into_iter().flatten().enumerate() {
+                fields(element, rows, &path.index(index), errors);
+            }
+        }
+        Amounts(honoured) => {
+            for (resource, _) in value.as_object().into_iter().flatten() {
+                if !honoured(resource) {
+                    let what = format!("{} of {resource}", name.trim_end_matches('s'));
+                    errors.push(refused(&path.key(resource), &format!("a {what}")));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn refusals(spec: &Value) -> Vec<String> {
+        refuse(&json!({ "spec": spec })).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn what_is_not_built_is_refused_at_its_path() {
+        let not_yet =
+            |path: &str, what: &str| format!("{path}: Forbidden: {what} is not supported by Coracle yet");
+        for (field, value) in [
+            ("volumes", json!([{"name": "v", "emptyDir": {}}])),
+            ("initContainers", json!([{"name": "i"}])),
+            ("ephemeralContainers", json!([{"name": "e"}])),
+            ("activeDeadlineSeconds", json!(5)),
+            ("affinity", json!({"nodeAffinity": {}})),
+            ("topologySpreadConstraints", json!([{}])),
+            ("schedulingGates", json!([{"name": "g"}])),
+            ("resourceClaims", json!([{"name": "r"}])),
+            ("runtimeClassName", json!("x")),
+            ("overhead", json!({"cpu": "1"})),
+            ("readinessGates", json!([{"conditionType": "x"}])),
+            ("dnsConfig", json!({"nameservers": ["1.1.1.1"]})),
+            ("hostAliases", json!([{"ip": "1.1.1.1"}])),
+            ("subdomain", json!("x")),
+            ("imagePullSecrets", json!([{"name": "x"}])),
+            ("priorityClassName", json!("high")),
+            ("resources", json!({"limits": {"cpu": "1"}})),
+            ("hostnameOverride", json!("x")),
+        ] {
+            assert_eq!(refusals(&json!({ field: value })), [not_yet(&format!("spec.{field}"), field)]);
+        }
+        for (field, value, shown) in [
+            ("hostNetwork", json!(true), "true"),
+            ("hostPID", json!(true), "true"),
+            ("hostIPC", json!(true), "true"),
+            ("hostUsers", json!(false), "false"),
+            ("shareProcessNamespace", json!(true), "true"),
+            ("setHostnameAsFQDN", json!(true), "true"),
+            ("automountServiceAccountToken", json!(true), "true"),
+            ("dnsPolicy", json!("None"), "\"None\""),
+        ] {
+            assert_eq!(
+                refusals(&json!({ field: value })),
+                [not_yet(&format!("spec.{field}"), &format!("{field} {shown}"))]
+            );
+        }
+        for (field, value) in [
+            ("volumeMounts", json!([{"name": "v", "mountPath": "/x"}])),
+            ("livenessProbe", json!({"exec": {"command": ["x"]}})),
+            ("readinessProbe", json!({"tcpSocket": {"port": 1}})),
+            ("startupProbe", json!({"tcpSocket": {"port": 1}})),
+            ("lifecycle", json!({"preStop": {"sleep": {"seconds": 1}}})),
+            ("envFrom", json!([{"configMapRef": {"name": "x"}}])),
+            ("restartPolicy", json!("Always")),
+            ("restartPolicyRules", json!([{"action": "Restart"}])),
+            ("volumeDevices", json!([{"name": "x"}])),
+            ("resizePolicy", json!([{"resourceName": "cpu"}])),
+        ] {
+            assert_eq!(
+                refusals(&json!({"containers": [{"name": "c"}, { field: value }]})),
+                [not_yet(&format!("spec.containers[1].{field}"), field)]
+            );
+        }
+        for (container, path, what) in [
+            (json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {}}}]}), "env[0].valueFrom", "valueFrom"),
+            (
+                json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}}),
+                "resources.limits[ephemeral-storage]",
+                "a limit of ephemeral-storage",
+            ),
+            (json!({"resources": {"claims": [{"name": "x"}]}}), "resources.claims", "claims"),
+            (
+                json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}),
+                "securityContext.seccompProfile.type",
+                "type \"Unconfined\"",
+            ),
+            (
+                json!({"securityContext": {"seLinuxOptions": {"level": "x"}}}),
+                "securityContext.seLinuxOptions",
+                "seLinuxOptions",
+            ),
+            (
+                json!({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}),
+                "securityContext.appArmorProfile",
+                "appArmorProfile",
+            ),
+            (json!({"ports": [{"hostIP": "10.0.0.1"}]}), "ports[0].hostIP", "hostIP \"10.0.0.1\""),
+            (json!({"stdinOnce": true}), "stdinOnce", "stdinOnce true"),
+        ] {
+            assert_eq!(
+                refusals(&json!({"containers": [container]})),
+                [not_yet(&format!("spec.containers[0].{path}"), what)]
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_built_and_what_says_nothing_passes() {
+        let spec = json!({
+            "containers": [{
+                "name": "c", "image": "i", "command": ["a"], "args": ["b"], "workingDir": "/", "tty": true,
+                "stdin": true, "env": [{"name": "A", "value": "1"}],
+                "ports": [{"containerPort": 1, "hostPort": 2, "protocol": "UDP", "name": "x"}],
+                "resources": {
+                    "limits": {"cpu": "1", "memory": "1", "example.com/x": "1"},
+                    "requests": {"ephemeral-storage": "1"}
+                },
+                "securityContext": {
+                    "runAsUser": 1, "runAsGroup": 1, "privileged": true, "readOnlyRootFilesystem": true,
+                    "allowPrivilegeEscalation": true, "capabilities": {"add": ["NET_ADMIN"]},
+                    "seccompProfile": {"type": "RuntimeDefault"}
+                },
+            }],
+            "volumes": [], "affinity": {}, "hostNetwork": false, "dnsPolicy": "Default", "priority": 0,
+            "securityContext": {"supplementalGroups": [1]}, "automountServiceAccountToken": false,
+        });
+        assert_eq!(refusals(&spec), Vec::<String>::new());
+    }
+}
