@@ -1,2 +1,115 @@
-//! Speed of the embedded engine.
-fn main() {}
+//! Speed of the embedded engine on real files: `cargo bench -p coracle-store`. Set `BENCH_DIR` to the disk to measure.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a benchmark measures time and stops when it cannot"
+)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use coracle_clock::Clock;
+use coracle_store::embedded::{EmbeddedStore, Options};
+use coracle_store::{Compare, ListRequest, Op, Revision, Store, Txn, TxnOutcome};
+
+const OBJECT: usize = 2048;
+
+async fn create(store: &EmbeddedStore, key: String) {
+    let key = Bytes::from(key);
+    let compares = vec![Compare { key: key.clone(), mod_revision: Revision(0) }];
+    let value = Bytes::from(vec![b'x'; OBJECT]);
+    let outcome = store.txn(Txn { compares, ops: vec![Op::Put { key, value }] }).await.unwrap();
+    assert!(matches!(outcome, TxnOutcome::Committed(_)), "{outcome:?}");
+}
+
+fn open(path: &Path) -> Arc<EmbeddedStore> {
+    EmbeddedStore::open_dir(path, Clock::system(), Options::default()).unwrap().0
+}
+
+fn row(what: &str, value: &str, wanted: &str) {
+    println!("{what:<58} {value:>14}   {wanted}");
+}
+
+async fn concurrent(store: &Arc<EmbeddedStore>, tasks: usize, each: usize, prefix: &str) -> f64 {
+    let start = Instant::now();
+    let mut running = tokio::task::JoinSet::new();
+    for task in 0..tasks {
+        let (store, prefix) = (Arc::clone(store), prefix.to_owned());
+        running.spawn(async move {
+            for i in 0..each {
+                create(&store, format!("{prefix}{task}/{i}")).await;
+            }
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        done.unwrap();
+    }
+    let count = u32::try_from(tasks * each).unwrap();
+    f64::from(count) / start.elapsed().as_secs_f64()
+}
+
+async fn alone(store: &Arc<EmbeddedStore>, prefix: &str) -> (Duration, Duration) {
+    let mut latencies = Vec::new();
+    for i in 0..2000 {
+        let start = Instant::now();
+        create(store, format!("{prefix}{i}")).await;
+        latencies.push(start.elapsed());
+    }
+    latencies.sort_unstable();
+    (latencies[1000], latencies[1980])
+}
+
+#[tokio::main]
+async fn main() {
+    let parent = std::env::var_os("BENCH_DIR").unwrap_or_else(|| env!("CARGO_TARGET_TMPDIR").into());
+    let directory = tempfile::tempdir_in(parent).unwrap();
+    let path = directory.path();
+    println!("objects of {OBJECT} bytes, each create durable before its answer\n");
+
+    let store = open(path);
+    let (p50, p99) = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { alone(&store, "/alone/").await }
+    })
+    .await
+    .unwrap();
+    row("one writer alone, p50", &format!("{:.0} µs", p50.as_secs_f64() * 1e6), "wanted: under 500 µs");
+    row("one writer alone, p99", &format!("{:.0} µs", p99.as_secs_f64() * 1e6), "");
+    for tasks in [8, 64] {
+        let rate = concurrent(&store, tasks, 16_384 / tasks, &format!("/many/{tasks}/")).await;
+        let wanted = if tasks == 64 { "wanted: 5000 /s" } else { "" };
+        row(&format!("creates from {tasks} tasks"), &format!("{rate:.0} /s"), wanted);
+    }
+    let mut watches = Vec::new();
+    for i in 0..10_000 {
+        let prefix = Bytes::from(format!("/watched/{i}/"));
+        watches.push(store.watch(prefix, None).await.unwrap());
+    }
+    let rate = concurrent(&store, 64, 256, "/watched/").await;
+    row("creates from 64 tasks beside 10,000 watches", &format!("{rate:.0} /s"), "");
+    drop(watches);
+
+    let have = store.list(&ListRequest { limit: 1, ..ListRequest::default() }).await.unwrap().remaining + 1;
+    concurrent(&store, 64, (100_000 - have) / 64 + 1, "/fill/").await;
+    let start = Instant::now();
+    let page = store.list(&ListRequest::default()).await.unwrap();
+    let count = page.items.len();
+    row(&format!("list of {count} objects"), &format!("{:.1} ms", start.elapsed().as_secs_f64() * 1e3), "");
+    drop(page);
+    let start = Instant::now();
+    let page = store.list(&ListRequest { limit: 500, ..ListRequest::default() }).await.unwrap();
+    let took = format!("{:.2} ms", start.elapsed().as_secs_f64() * 1e3);
+    row(&format!("page of 500, {} remaining", page.remaining), &took, "");
+    drop(page);
+    drop(store);
+
+    let start = Instant::now();
+    let (store, recovery) = EmbeddedStore::open_dir(path, Clock::system(), Options::default()).unwrap();
+    let how = recovery.snapshot.map_or("log only", |_| "snapshot and log");
+    let took = format!("{:.0} ms", start.elapsed().as_secs_f64() * 1e3);
+    row(&format!("recovery of {} objects ({how})", recovery.keys), &took, "wanted: under 1000 ms");
+    drop(store);
+}
