@@ -51,6 +51,25 @@ async fn concurrent(store: &Arc<EmbeddedStore>, tasks: usize, each: usize, prefi
     f64::from(count) / start.elapsed().as_secs_f64()
 }
 
+/// What the disk itself takes for the same bytes, just now.
+fn raw(path: &Path) -> (Duration, Duration) {
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::create(path.join("raw")).unwrap();
+    let zeros = vec![0; 8 << 20];
+    file.write_all_at(&zeros, 0).unwrap();
+    file.sync_all().unwrap();
+    let bytes = vec![b'x'; OBJECT + 64];
+    let mut latencies = Vec::new();
+    for i in 0..2000 {
+        let start = Instant::now();
+        file.write_all_at(&bytes, i * bytes.len() as u64).unwrap();
+        file.sync_data().unwrap();
+        latencies.push(start.elapsed());
+    }
+    latencies.sort_unstable();
+    (latencies[1000], latencies[1980])
+}
+
 async fn alone(store: &Arc<EmbeddedStore>, prefix: &str) -> (Duration, Duration) {
     let mut latencies = Vec::new();
     for i in 0..2000 {
@@ -69,6 +88,9 @@ async fn main() {
     let path = directory.path();
     println!("objects of {OBJECT} bytes, each create durable before its answer\n");
 
+    let micros = |duration: Duration| format!("{:.0} µs", duration.as_secs_f64() * 1e6);
+    let (p50, p99) = raw(path);
+    row("write and fdatasync without a store, p50, p99", &format!("{}, {}", micros(p50), micros(p99)), "");
     let store = open(path);
     let (p50, p99) = tokio::spawn({
         let store = Arc::clone(&store);
@@ -76,8 +98,8 @@ async fn main() {
     })
     .await
     .unwrap();
-    row("one writer alone, p50", &format!("{:.0} µs", p50.as_secs_f64() * 1e6), "wanted: under 500 µs");
-    row("one writer alone, p99", &format!("{:.0} µs", p99.as_secs_f64() * 1e6), "");
+    row("one writer alone, p50", &micros(p50), "wanted: under 500 µs");
+    row("one writer alone, p99", &micros(p99), "");
     for tasks in [8, 64] {
         let rate = concurrent(&store, tasks, 16_384 / tasks, &format!("/many/{tasks}/")).await;
         let wanted = if tasks == 64 { "wanted: 5000 /s" } else { "" };

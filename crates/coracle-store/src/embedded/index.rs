@@ -4,7 +4,7 @@
 //! [`Index::trim`] then frees what nobody can read any more, in small pieces, and never beyond a pinned revision
 //! that a snapshot is being taken of.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::ops::Bound;
 
 use bytes::Bytes;
@@ -141,13 +141,8 @@ impl Index {
         budget: usize,
         items: &mut Vec<KeyValue>,
     ) -> Option<Bytes> {
-        let start = match after {
-            Some(after) if after >= prefix => Bound::Excluded(after),
-            _ => Bound::Included(prefix),
-        };
-        let keys = self.entries.range::<Bytes, _>((start, Bound::Unbounded));
         let mut last = None;
-        for (seen, (key, entry)) in keys.take_while(|(key, _)| key.starts_with(prefix)).enumerate() {
+        for (seen, (key, entry)) in self.keys_of(prefix, after).enumerate() {
             if seen == budget || items.len() == limit {
                 return last;
             }
@@ -159,11 +154,25 @@ impl Index {
 
     /// How many keys of `prefix` after `after` exist as of `revision`.
     pub(super) fn count(&self, prefix: &Bytes, after: &Bytes, revision: Revision) -> usize {
-        self.entries
-            .range::<Bytes, _>((Bound::Excluded(after), Bound::Unbounded))
-            .take_while(|(key, _)| key.starts_with(prefix))
+        self.keys_of(prefix, Some(after))
             .filter(|(_, entry)| entry.at(revision).is_some_and(|version| version.value.is_some()))
             .count()
+    }
+
+    /// The entries of `prefix` after `after`. The end is looked up once, so that passing over an entry touches
+    /// neither key nor value: counting 100,000 stays cheap.
+    fn keys_of(&self, prefix: &Bytes, after: Option<&Bytes>) -> btree_map::Range<'_, Bytes, Entry> {
+        let start = match after {
+            Some(after) if after >= prefix => Bound::Excluded(after),
+            _ => Bound::Included(prefix),
+        };
+        let end = prefix_end(prefix);
+        let end = match (&end, after) {
+            (Some(end), Some(after)) if after >= end => return btree_map::Range::default(),
+            (Some(end), _) => Bound::Excluded(end),
+            (None, _) => Bound::Unbounded,
+        };
+        self.entries.range::<Bytes, _>((start, end))
     }
 
     /// A whole list at once.
@@ -291,6 +300,14 @@ impl Index {
             entry.older.drain(..first);
         }
     }
+}
+
+/// The first key after all keys with `prefix`; `None` if there is none.
+fn prefix_end(prefix: &Bytes) -> Option<Bytes> {
+    let last = prefix.iter().rposition(|&byte| byte != u8::MAX)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(Bytes::from(end))
 }
 
 /// What an event adds to the content and what it takes away.
