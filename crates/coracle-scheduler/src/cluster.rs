@@ -1,0 +1,171 @@
+//! Who is where: nodes, the Pods on them, and Pods whose binding is under way.
+
+use std::collections::BTreeMap;
+
+use coracle_client::ObjectKey;
+
+use crate::Amounts;
+use crate::amounts::NonZero;
+use crate::info::{HostPort, NodeInfo, PodInfo};
+
+/// What is used of a node.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct NodeState {
+    /// Requests of its Pods.
+    pub used: Amounts,
+    /// What its Pods count for when load is compared.
+    pub load: NonZero,
+    /// How many Pods.
+    pub pods: i64,
+    /// Ports its Pods hold, each with how many of them do.
+    pub ports: BTreeMap<HostPort, usize>,
+}
+
+impl NodeState {
+    fn add(&mut self, pod: &PodInfo) {
+        self.used.add(&pod.requests);
+        self.load.add(&pod.load);
+        self.pods += 1;
+        for port in &pod.host_ports {
+            *self.ports.entry(port.clone()).or_insert(0) += 1;
+        }
+    }
+
+    fn remove(&mut self, pod: &PodInfo) {
+        self.used.subtract(&pod.requests);
+        self.load.subtract(&pod.load);
+        self.pods -= 1;
+        for port in &pod.host_ports {
+            if let Some(count) = self.ports.get_mut(port) {
+                *count -= 1;
+                if *count == 0 {
+                    self.ports.remove(port);
+                }
+            }
+        }
+    }
+}
+
+/// The scheduler's view of the cluster.
+///
+/// A Pod counts on its node from the moment it is assumed there until it has ended, is gone, or its binding has
+/// failed; so many bindings in flight stay within what the nodes have.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    nodes: BTreeMap<String, NodeInfo>,
+    /// Also of nodes that are not known (yet).
+    states: BTreeMap<String, NodeState>,
+    placed: BTreeMap<String, Placed>,
+    uids: BTreeMap<ObjectKey, String>,
+    idle: NodeState,
+}
+
+#[derive(Debug)]
+struct Placed {
+    node: String,
+    pod: PodInfo,
+    assumed: bool,
+}
+
+impl Cluster {
+    /// Without nodes.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Nodes in order of their names, with what is used of them.
+    pub fn nodes(&self) -> impl Iterator<Item = (&NodeInfo, &NodeState)> {
+        self.nodes.values().map(|node| (node, self.state(&node.name)))
+    }
+
+    /// What is used of a node.
+    #[must_use]
+    pub fn state(&self, node: &str) -> &NodeState {
+        self.states.get(node).unwrap_or(&self.idle)
+    }
+
+    /// Takes in a node as it is now, or that it is gone. Returns whether that could help a Pod.
+    pub fn set_node(&mut self, name: &str, node: Option<NodeInfo>) -> bool {
+        match node {
+            Some(node) if self.nodes.get(name) == Some(&node) => false,
+            Some(node) => {
+                self.nodes.insert(name.to_owned(), node);
+                true
+            }
+            None => {
+                self.nodes.remove(name);
+                false
+            }
+        }
+    }
+
+    /// Takes in a Pod as it is now, or that it is gone. Returns whether room was made on a node.
+    pub fn set_pod(&mut self, key: &ObjectKey, pod: Option<&PodInfo>) -> bool {
+        let mut freed = false;
+        if let Some(known) = self.uids.get(key)
+            && pod.is_none_or(|pod| pod.uid != *known)
+        {
+            let gone = known.clone();
+            freed |= self.lift(&gone);
+        }
+        let Some(pod) = pod else { return freed };
+        match &pod.node_name {
+            Some(node) if !pod.finished => {
+                if let Some(placed) = self.placed.get_mut(&pod.uid)
+                    && placed.node == *node
+                    && placed.pod.requests == pod.requests
+                    && placed.pod.host_ports == pod.host_ports
+                {
+                    placed.assumed = false;
+                    placed.pod.clone_from(pod);
+                    return freed;
+                }
+                freed |= self.lift(&pod.uid);
+                self.place(pod.clone(), node.clone(), false);
+            }
+            Some(_) => freed |= self.lift(&pod.uid),
+            // The news of a binding under way has not come in yet.
+            None if self.is_assumed(&pod.uid) && !pod.finished => {}
+            None => freed |= self.lift(&pod.uid),
+        }
+        freed
+    }
+
+    /// Counts `pod` on `node` from now on, until its binding is seen, or has failed.
+    pub fn assume(&mut self, pod: &PodInfo, node: &str) {
+        self.lift(&pod.uid);
+        self.place(pod.clone(), node.to_owned(), true);
+    }
+
+    /// The binding of an assumed Pod has failed. Returns whether room was made.
+    pub fn forget(&mut self, uid: &str) -> bool {
+        self.is_assumed(uid) && self.lift(uid)
+    }
+
+    /// Whether a binding is under way whose result has not been seen.
+    #[must_use]
+    pub fn is_assumed(&self, uid: &str) -> bool {
+        self.placed.get(uid).is_some_and(|placed| placed.assumed)
+    }
+
+    fn place(&mut self, pod: PodInfo, node: String, assumed: bool) {
+        self.states.entry(node.clone()).or_default().add(&pod);
+        self.uids.insert(pod.key.clone(), pod.uid.clone());
+        self.placed.insert(pod.uid.clone(), Placed { node, pod, assumed });
+    }
+
+    fn lift(&mut self, uid: &str) -> bool {
+        let Some(Placed { node, pod, .. }) = self.placed.remove(uid) else { return false };
+        if self.uids.get(&pod.key).is_some_and(|known| known == uid) {
+            self.uids.remove(&pod.key);
+        }
+        if let Some(state) = self.states.get_mut(&node) {
+            state.remove(&pod);
+            if state.pods == 0 {
+                self.states.remove(&node);
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,194 @@
+//! Why a Pod cannot go to a node.
+
+use std::fmt;
+
+use k8s_openapi::api::core::v1::{
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
+};
+
+use crate::NodeState;
+use crate::info::{NodeInfo, PodInfo};
+
+/// A reason, in upstream's words when shown.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Refusal {
+    /// The node is cordoned.
+    Cordoned,
+    /// The Pod wants another node.
+    NodeName,
+    /// The node has a taint that the Pod does not tolerate.
+    Taint {
+        /// Its key.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// The node's labels are not what the Pod asks for.
+    Affinity,
+    /// A port is taken.
+    Ports,
+    /// The node has as many Pods as it takes.
+    TooManyPods,
+    /// A resource is short.
+    Insufficient {
+        /// Which.
+        resource: String,
+        /// What the Pod asks for.
+        requested: i64,
+        /// What others have.
+        used: i64,
+        /// What there is in all.
+        allocatable: i64,
+    },
+}
+
+impl Refusal {
+    /// Whether the Pod could go there if other Pods went away.
+    #[must_use]
+    pub fn resolvable(&self) -> bool {
+        match self {
+            Refusal::Ports | Refusal::TooManyPods => true,
+            Refusal::Insufficient { requested, allocatable, .. } => requested <= allocatable,
+            Refusal::Cordoned | Refusal::NodeName | Refusal::Taint { .. } | Refusal::Affinity => false,
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Cordoned => "node(s) were unschedulable",
+            Refusal::NodeName => "node(s) didn't match the requested node name",
+            Refusal::Taint { .. } => "node(s) had untolerated taint(s)",
+            Refusal::Affinity => "node(s) didn't match Pod's node affinity/selector",
+            Refusal::Ports => "node(s) didn't have free ports for the requested pod ports",
+            Refusal::TooManyPods => "Too many pods",
+            Refusal::Insufficient { resource, .. } => return write!(f, "Insufficient {resource}"),
+        })
+    }
+}
+
+/// Why `pod` cannot go to `node`; empty if it can. Like upstream, the first kind of reason found is the one that
+/// counts, with all the resources that are short if it is that.
+#[must_use]
+pub fn refusals(pod: &PodInfo, node: &NodeInfo, state: &NodeState) -> Vec<Refusal> {
+    let one = |refusal| vec![refusal];
+    if node.unschedulable && !tolerates(&pod.tolerations, &cordon()) {
+        return one(Refusal::Cordoned);
+    }
+    if pod.node_name.as_ref().is_some_and(|name| *name != node.name) {
+        return one(Refusal::NodeName);
+    }
+    if let Some(taint) = untolerated(pod, node) {
+        return one(Refusal::Taint {
+            key: taint.key.clone(),
+            value: taint.value.clone().unwrap_or_default(),
+        });
+    }
+    if !affinity_matches(pod, node) {
+        return one(Refusal::Affinity);
+    }
+    if pod.host_ports.iter().any(|wanted| state.ports.keys().any(|used| wanted.conflicts(used))) {
+        return one(Refusal::Ports);
+    }
+    shortages(pod, node, state)
+}
+
+fn shortages(pod: &PodInfo, node: &NodeInfo, state: &NodeState) -> Vec<Refusal> {
+    let mut refusals = Vec::new();
+    if state.pods.saturating_add(1) > node.allocatable.get("pods") {
+        refusals.push(Refusal::TooManyPods);
+    }
+    for (resource, &requested) in &pod.requests.0 {
+        let (used, allocatable) = (state.used.get(resource), node.allocatable.get(resource));
+        if requested > 0 && requested > allocatable.saturating_sub(used) {
+            refusals.push(Refusal::Insufficient { resource: resource.clone(), requested, used, allocatable });
+        }
+    }
+    refusals
+}
+
+fn untolerated<'a>(pod: &PodInfo, node: &'a NodeInfo) -> Option<&'a Taint> {
+    node.taints
+        .iter()
+        .filter(|taint| matches!(taint.effect.as_str(), "NoSchedule" | "NoExecute"))
+        .find(|taint| !tolerates(&pod.tolerations, taint))
+}
+
+/// How many taints of the node the Pod would rather not live with.
+#[must_use]
+pub fn disliked_taints(pod: &PodInfo, node: &NodeInfo) -> usize {
+    node.taints
+        .iter()
+        .filter(|taint| taint.effect == "PreferNoSchedule" && !tolerates(&pod.tolerations, taint))
+        .count()
+}
+
+/// What cordoning amounts to.
+fn cordon() -> Taint {
+    Taint {
+        key: "node.kubernetes.io/unschedulable".to_owned(),
+        effect: "NoSchedule".to_owned(),
+        ..Taint::default()
+    }
+}
+
+/// Whether one of `tolerations` covers `taint`.
+#[must_use]
+pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
+    tolerations.iter().any(|toleration| {
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        let (key, effect) = (text(&toleration.key), text(&toleration.effect));
+        (effect.is_empty() || effect == taint.effect)
+            && (key.is_empty() || key == taint.key)
+            && match toleration.operator.as_deref() {
+                None | Some("" | "Equal") => text(&toleration.value) == text(&taint.value),
+                Some("Exists") => true,
+                Some(_) => false,
+            }
+    })
+}
+
+/// Whether the node is one that the Pod's node selector and required node affinity allow.
+#[must_use]
+pub fn affinity_matches(pod: &PodInfo, node: &NodeInfo) -> bool {
+    pod.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+        && pod.node_affinity.as_ref().is_none_or(|selector| selector_matches(selector, node))
+}
+
+/// One of the terms must match; a term that says nothing matches nothing.
+fn selector_matches(selector: &NodeSelector, node: &NodeInfo) -> bool {
+    selector.node_selector_terms.iter().any(|term| {
+        let NodeSelectorTerm { match_expressions, match_fields } = term;
+        let labels = match_expressions.as_deref().unwrap_or_default();
+        let fields = match_fields.as_deref().unwrap_or_default();
+        !(labels.is_empty() && fields.is_empty())
+            && labels
+                .iter()
+                .all(|wanted| requirement_matches(wanted, node.labels.get(&wanted.key).map(String::as_str)))
+            && fields.iter().all(|wanted| {
+                requirement_matches(wanted, (wanted.key == "metadata.name").then_some(node.name.as_str()))
+            })
+    })
+}
+
+fn requirement_matches(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = || value.is_some_and(|value| values.iter().any(|listed| listed == value));
+    let compare = |holds: fn(i64, i64) -> bool| {
+        let number = |text: &str| text.parse::<i64>().ok();
+        value
+            .and_then(number)
+            .zip(values.first().and_then(|value| number(value)))
+            .is_some_and(|(value, limit)| holds(value, limit))
+    };
+    match requirement.operator.as_str() {
+        "In" => listed(),
+        "NotIn" => !listed(),
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compare(|value, limit| value > limit),
+        "Lt" => compare(|value, limit| value < limit),
+        _ => false,
+    }
+}
