@@ -144,3 +144,145 @@ async fn attempt(client: &Client, write: &Write) -> Result<(), Error> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+
+    use http::{Method, Request, Response};
+    use http_body_util::{BodyExt as _, Full};
+    use jiff::Timestamp;
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tower::BoxError;
+
+    use super::*;
+
+    /// Keeps Events as an API server does, with what it can do wrong.
+    #[derive(Default)]
+    struct Server {
+        events: BTreeMap<String, Value>,
+        requests: Vec<String>,
+        unavailable: usize,
+        taken: Option<String>,
+    }
+
+    type Shared = Arc<Mutex<Server>>;
+
+    impl Server {
+        fn answer(&mut self, method: &Method, path: &str, body: Value) -> (u16, Value) {
+            let status = |code: u16, reason: &str| {
+                (code, json!({"kind": "Status", "status": "Failure", "code": code, "reason": reason}))
+            };
+            self.requests.push(format!("{method} {path}"));
+            if self.unavailable > 0 {
+                self.unavailable -= 1;
+                return status(503, "ServiceUnavailable");
+            }
+            if *method == Method::POST {
+                let name = body["metadata"]["name"].as_str().unwrap().to_owned();
+                if self.taken.take_if(|taken| *taken == name).is_some() || self.events.contains_key(&name) {
+                    return status(409, "AlreadyExists");
+                }
+                self.events.insert(name, body.clone());
+                return (201, body);
+            }
+            let name = path.split(['/', '?']).find(|part| part.starts_with("p.")).unwrap();
+            let Some(event) = self.events.get_mut(name) else { return status(404, "NotFound") };
+            for (key, value) in body.as_object().unwrap() {
+                event[key] = value.clone();
+            }
+            (200, event.clone())
+        }
+    }
+
+    fn recorder(server: &Shared) -> (EventRecorder, Clock) {
+        let server = server.clone();
+        let client = crate::in_process(tower::service_fn(move |request: Request<Body>| {
+            let server = server.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = serde_json::from_slice(&body.collect().await?.to_bytes())?;
+                let (code, body) = server.lock().unwrap().answer(&parts.method, &parts.uri.to_string(), body);
+                Ok::<_, BoxError>(Response::builder().status(code).body(Full::from(body.to_string()))?)
+            }
+        }));
+        let clock = Clock::starting_at(Timestamp::from_second(1_800_000_000).unwrap());
+        (EventRecorder::new(&client, "kubelet", "node-1", clock.clone()), clock)
+    }
+
+    fn pod() -> ObjectReference {
+        ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("Pod".into()),
+            namespace: Some("default".into()),
+            name: Some("p".into()),
+            uid: Some("u".into()),
+            ..ObjectReference::default()
+        }
+    }
+
+    fn report(recorder: &EventRecorder, message: &str) {
+        recorder.event(&pod(), EventType::Normal, "Pulled", message);
+    }
+
+    /// What was written, as message and count, in order of the names.
+    fn written(server: &Shared) -> Vec<(String, i64)> {
+        let server = server.lock().unwrap();
+        let row =
+            |event: &Value| (event["message"].as_str().unwrap().to_owned(), event["count"].as_i64().unwrap());
+        server.events.values().map(row).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repeats_raise_the_count_and_an_expired_event_is_written_anew() {
+        let server = Shared::default();
+        let (recorder, clock) = recorder(&server);
+        report(&recorder, "a");
+        report(&recorder, "b");
+        report(&recorder, "a");
+        clock.sleep(Duration::from_millis(1)).await;
+        assert_eq!(written(&server), [("a".to_owned(), 2), ("b".to_owned(), 1)]);
+        assert!(server.lock().unwrap().requests[0].starts_with("POST /api/v1/namespaces/default/events"));
+
+        server.lock().unwrap().events.clear();
+        report(&recorder, "a");
+        clock.sleep(Duration::from_millis(1)).await;
+        assert_eq!(written(&server), [("a".to_owned(), 3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_delays_events_and_keeps_their_order() {
+        let server = Shared::default();
+        server.lock().unwrap().unavailable = 3;
+        let (recorder, clock) = recorder(&server);
+        report(&recorder, "a");
+        report(&recorder, "b");
+        clock.sleep(Duration::from_secs(1)).await;
+        assert!(written(&server).is_empty());
+        clock.sleep(Duration::from_secs(1)).await;
+        assert_eq!(written(&server), [("a".to_owned(), 1), ("b".to_owned(), 1)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_that_is_taken_is_changed_and_later_counts_find_it() {
+        let server = Shared::default();
+        server.lock().unwrap().taken = Some("p.18fae27693b40000".to_owned());
+        let (recorder, clock) = recorder(&server);
+        report(&recorder, "a");
+        report(&recorder, "a");
+        clock.sleep(Duration::from_millis(1)).await;
+        assert_eq!(written(&server), [("a".to_owned(), 2)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reporting_never_waits_and_a_full_lane_drops() {
+        let server = Shared::default();
+        server.lock().unwrap().unavailable = usize::MAX;
+        let (recorder, _) = recorder(&server);
+        for i in 0..3 * QUEUE {
+            report(&recorder, &i.to_string());
+        }
+    }
+}
