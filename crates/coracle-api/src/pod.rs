@@ -116,16 +116,21 @@ pub fn qos_class(pod: &Pod) -> QosClass {
 /// whole come before those of its containers.
 #[must_use]
 pub fn effective_requests(pod: &Pod) -> ResourceList {
+    effective_requests_by(pod, |container| requests(container.resources.as_ref()))
+}
+
+/// As [`effective_requests`], with something else than their requests counted for containers.
+pub fn effective_requests_by(pod: &Pod, of: impl Fn(&Container) -> ResourceList) -> ResourceList {
     let Some(spec) = &pod.spec else { return ResourceList::new() };
     let mut sum = ResourceList::new();
     for container in &spec.containers {
-        add(&mut sum, &requests(container.resources.as_ref()));
+        add(&mut sum, &of(container));
     }
     // Init containers run one after another, beside the sidecars declared before them.
     let mut sidecars = ResourceList::new();
     let mut most = ResourceList::new();
     for init in spec.init_containers.iter().flatten() {
-        let own = requests(init.resources.as_ref());
+        let own = of(init);
         if is_sidecar(init) {
             add(&mut sum, &own);
             add(&mut sidecars, &own);

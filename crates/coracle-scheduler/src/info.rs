@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use coracle_api::pod::is_sidecar;
 use coracle_client::{ObjectKey, key_of, uid_of};
-use k8s_openapi::api::core::v1::{Container, Node, NodeSelector, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeSelector, Pod, Taint, Toleration};
 
 use crate::Amounts;
-use crate::amounts::{NonZero, effective_requests};
+use crate::amounts::NonZero;
 
 /// What matters of a Pod.
 #[derive(Debug, Clone, PartialEq)]
@@ -87,7 +88,7 @@ impl PodInfo {
                 .is_some_and(|gates| !gates.is_empty()),
             priority: spec.and_then(|spec| spec.priority).unwrap_or(0),
             never_preempts: spec.and_then(|spec| spec.preemption_policy.as_deref()) == Some("Never"),
-            requests: effective_requests(pod),
+            requests: Amounts::requested(pod),
             load: NonZero::of(pod),
             host_ports: host_ports(pod),
             node_selector: spec.and_then(|spec| spec.node_selector.clone()).unwrap_or_default(),
@@ -108,11 +109,6 @@ impl PodInfo {
             && !self.gated
             && self.scheduler_name == scheduler_name
     }
-}
-
-/// Whether an init container keeps running beside the others.
-pub(crate) fn is_sidecar(container: &Container) -> bool {
-    container.restart_policy.as_deref() == Some("Always")
 }
 
 fn host_ports(pod: &Pod) -> BTreeSet<HostPort> {

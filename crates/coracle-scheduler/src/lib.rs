@@ -17,7 +17,7 @@ mod shell;
 #[cfg(test)]
 mod tests;
 
-pub use amounts::{Amounts, amount};
+pub use amounts::{Amounts, NonZero};
 pub use cluster::{Cluster, NodeState};
 pub use queue::{Help, Queue, Waiting};
 pub use schedule::{Decision, Profile, Unschedulable, schedule};
