@@ -125,6 +125,12 @@ async fn main() {
     let page = store.list(&ListRequest { limit: 500, ..ListRequest::default() }).await.unwrap();
     let took = format!("{:.2} ms", start.elapsed().as_secs_f64() * 1e3);
     row(&format!("page of 500, {} remaining", page.remaining), &took, "");
+    let (after, at) = (page.items.last().map(|item| item.key.clone()), Some(page.revision));
+    drop(page);
+    let start = Instant::now();
+    let page = store.list(&ListRequest { limit: 500, after, at, ..ListRequest::default() }).await.unwrap();
+    let took = format!("{:.2} ms", start.elapsed().as_secs_f64() * 1e3);
+    row(&format!("the page after it, {} remaining", page.remaining), &took, "");
     drop(page);
     drop(store);
 

@@ -11,7 +11,7 @@ use std::any::Any;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One flat directory of files.
 pub trait Directory: Send + Sync + 'static {
@@ -50,13 +50,13 @@ pub trait File: Send + Sync {
     fn len(&self) -> io::Result<u64>;
 }
 
-/// Reads all of `file`.
-pub(crate) fn read_all(file: &dyn File) -> io::Result<Vec<u8>> {
+/// Reads all of `file` into `bytes`, in place of what is there.
+pub(crate) fn read_all(file: &dyn File, bytes: &mut Vec<u8>) -> io::Result<()> {
     let length = usize::try_from(file.len()?).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
-    let mut bytes = vec![0; length];
-    let read = file.read_at(0, &mut bytes)?;
+    bytes.resize(length, 0);
+    let read = file.read_at(0, bytes)?;
     bytes.truncate(read);
-    Ok(bytes)
+    Ok(())
 }
 
 /// Whether an error says that there is no room, as opposed to a disk that cannot be trusted.
@@ -73,14 +73,18 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The directory `path`, made if it does not exist.
+    /// The directory `path`, made, durably, if it does not exist.
     ///
     /// # Errors
     /// If it cannot be made.
     pub fn open(path: impl Into<PathBuf>) -> io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
-        let path = path.into();
+        let path = std::path::absolute(path.into())?;
+        let missing: Vec<&Path> = path.ancestors().take_while(|ancestor| !ancestor.exists()).collect();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        for parent in missing.into_iter().filter_map(Path::parent) {
+            fs::File::open(parent)?.sync_all()?;
+        }
         Ok(Disk { path })
     }
 }

@@ -217,13 +217,13 @@ impl Index {
                 EventKind::Delete => self.keys -= 1,
             }
             cost += 256 + removed;
-            match self.entries.get_mut(&event.key) {
-                Some(entry) => {
-                    let before = std::mem::replace(&mut entry.latest, version);
-                    entry.older.push(before);
+            match self.entries.entry(event.key.clone()) {
+                btree_map::Entry::Occupied(entry) => {
+                    let entry = entry.into_mut();
+                    entry.older.push(std::mem::replace(&mut entry.latest, version));
                 }
-                None => {
-                    self.entries.insert(event.key.clone(), Entry { latest: version, older: Vec::new() });
+                btree_map::Entry::Vacant(entry) => {
+                    entry.insert(Entry { latest: version, older: Vec::new() });
                 }
             }
         }

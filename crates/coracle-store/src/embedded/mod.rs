@@ -21,7 +21,7 @@ mod snapshot;
 mod writer;
 
 use std::any::Any;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +49,8 @@ const QUEUE: usize = 1024;
 const TXN_BYTES: usize = 64 << 20;
 /// How many keys a read looks at with the index locked.
 const LIST_AT_ONCE: usize = 4096;
+/// So many unfinished lists in pages are remembered.
+const COUNTS: usize = 64;
 /// How many commits are freed with the index locked.
 const TRIM_AT_ONCE: usize = 512;
 
@@ -94,10 +96,34 @@ impl Default for Options {
 /// Dropping it ends the writer, after the transactions that are already in the queue, and frees the directory.
 pub struct EmbeddedStore {
     shared: Arc<Shared>,
+    counts: Mutex<Counts>,
     queue: Option<mpsc::Sender<Request>>,
     writer: Background,
     /// Freed when everything else has ended.
     _lock: Box<dyn Any + Send + Sync>,
+}
+
+/// How many keys come after the pages that were read last. What one revision holds does not change, so a list in
+/// pages counts once.
+#[derive(Default)]
+struct Counts(VecDeque<(Revision, Bytes, Bytes, usize)>);
+
+impl Counts {
+    /// How many keys come after what `request` continues.
+    fn take(&mut self, request: &ListRequest, revision: Revision) -> Option<usize> {
+        let after = request.after.as_ref()?;
+        let at = self.0.iter().position(|(at, prefix, last, _)| {
+            *at == revision && *prefix == request.prefix && last == after
+        })?;
+        self.0.remove(at).map(|(.., remaining)| remaining)
+    }
+
+    fn put(&mut self, prefix: &Bytes, revision: Revision, last: &Bytes, remaining: usize) {
+        if self.0.len() == COUNTS {
+            self.0.pop_front();
+        }
+        self.0.push_back((revision, prefix.clone(), last.clone(), remaining));
+    }
 }
 
 enum Background {
@@ -171,7 +197,8 @@ impl EmbeddedStore {
             }
             Execution::Tasks => Background::Task(tokio::spawn(writer.run_as_task(requests))),
         };
-        let store = EmbeddedStore { shared, queue: Some(queue), writer, _lock: lock };
+        let store =
+            EmbeddedStore { shared, counts: Mutex::default(), queue: Some(queue), writer, _lock: lock };
         Ok((Arc::new(store), recovered.report))
     }
 
@@ -181,6 +208,11 @@ impl EmbeddedStore {
     /// If the store has stopped.
     pub fn history_bytes(&self) -> StoreResult<u64> {
         Ok(self.shared.index()?.history_cost())
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        // Entries are whole or absent, whatever panics.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A list in pieces, so that a long one does not keep the writer waiting. `None` if a compaction came between.
@@ -202,8 +234,14 @@ impl EmbeddedStore {
                 let Some(rest) = rest else {
                     return Ok(Some(ListPage { items, revision, remaining: 0 }));
                 };
-                if items.len() == limit {
-                    let remaining = index.count(&request.prefix, &rest, revision);
+                if let Some(last) = items.last()
+                    && items.len() == limit
+                {
+                    let remaining = match self.counts().take(request, revision) {
+                        Some(after_the_page_before) => after_the_page_before - limit,
+                        None => index.count(&request.prefix, &rest, revision),
+                    };
+                    self.counts().put(&request.prefix, revision, &last.key, remaining);
                     return Ok(Some(ListPage { items, revision, remaining }));
                 }
                 after = Some(rest);

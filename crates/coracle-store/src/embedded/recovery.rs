@@ -124,10 +124,11 @@ pub(super) fn recover(files: &dyn Directory, options: &Options) -> Result<Recove
         return Err(OpenError::Damaged { file: files.describe(&name), offset: 0, what: missing });
     }
     let mut replayed = Vec::new();
+    let mut buffer = Vec::new();
     let mut cut = None;
     for (i, &first) in segments.iter().enumerate() {
         let last = i + 1 == segments.len();
-        let (segment, torn) = replay(files, first, last, options, &mut index)?;
+        let (segment, torn) = replay(files, first, last, options, &mut index, &mut buffer)?;
         cut = cut.or(torn);
         replayed.push(segment);
         if let Some(following) = segments.get(i + 1)
@@ -231,7 +232,7 @@ fn check_name(stated: Revision, named: Revision) -> Result<(), Damage> {
 struct Replayed {
     sealed: Sealed,
     file: Box<dyn File>,
-    /// Where the last frame is, and its bytes.
+    /// Where the last frame of the log is, and its bytes.
     last_frame: Option<(u64, Vec<u8>)>,
 }
 
@@ -241,16 +242,17 @@ fn replay(
     last: bool,
     options: &Options,
     index: &mut Index,
+    bytes: &mut Vec<u8>,
 ) -> Result<(Replayed, Option<Cut>), OpenError> {
     let name = segment_name(first);
     let damaged = |damage| damage_error(files, &name, damage);
     let failed = |error| io_error(files, "read", &name, error);
     let file = files.open(&name).map_err(failed)?;
-    let bytes = read_all(&*file).map_err(failed)?;
-    let stated = format::read_file_header(format::SEGMENT_MAGIC, &bytes).map_err(damaged)?;
+    read_all(&*file, bytes).map_err(failed)?;
+    let stated = format::read_file_header(format::SEGMENT_MAGIC, bytes).map_err(damaged)?;
     check_name(stated, first).map_err(damaged)?;
     let limits = &options.retention;
-    let scanned = format::scan_segment(&bytes, last, |revision, ops| {
+    let scanned = format::scan_segment(bytes, last, |revision, ops| {
         if revision <= index.revision() {
             return;
         }
@@ -271,7 +273,8 @@ fn replay(
         offset: end,
         bytes: scanned.torn as u64,
     });
-    let last_frame = scanned.last_frame.map(|at| (at as u64, bytes[at..scanned.end].to_vec()));
+    let last_frame =
+        scanned.last_frame.filter(|_| last).map(|at| (at as u64, bytes[at..scanned.end].to_vec()));
     let sealed = Sealed { name, last: Revision(scanned.next.0 - 1), bytes: end };
     Ok((Replayed { sealed, file, last_frame }, cut))
 }

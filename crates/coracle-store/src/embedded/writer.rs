@@ -312,6 +312,15 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Nobody waits for ever for a writer that is no more.
+        if std::thread::panicking() {
+            self.shared.stop("its writer has panicked".to_owned());
+        }
+    }
+}
+
 /// A segment that has no name of its own yet.
 pub(super) struct Prepared {
     temporary: String,
