@@ -4,11 +4,45 @@
 //! compare-and-set transaction. There is one generic handler per verb; what a resource is, comes from its row in
 //! the catalogue. The watch hub sends each committed change to every watcher, as bytes that are made once.
 //!
+//! Start at [`ApiServer`]. [`hub`] is the fan-out, `prepare` holds the decisions of a write, `read` and `watch`
+//! the rules of resource versions, `policy` who may do what.
+//!
 //! **Invariants**
 //! - Only this crate talks to the store; a component, in this process or not, is a client like any other.
 //! - An identity comes from a verified client certificate or from the wiring, never from a header.
 //! - A watch is gapless and ordered, a bookmark is never ahead of an event, and a slow watcher delays nobody.
+//! - Every write is one transaction that compares the revision it was decided on.
 
 pub mod auth;
+mod body;
+mod bootstrap;
+mod call;
+mod delete;
+mod discovery;
+mod events;
+mod health;
+pub mod hub;
 pub mod kubeconfig;
+mod kubelet;
+mod metrics;
+mod negotiate;
+mod node;
+mod object;
+mod openapi;
 pub mod pki;
+mod pods;
+mod policy;
+mod prepare;
+mod read;
+mod request;
+mod server;
+mod services;
+mod tls;
+mod watch;
+mod write;
+
+pub use body::{Body, BoxError};
+pub use kubelet::KubeletClient;
+pub use server::{ApiServer, Config, InProcess, StartError};
+pub use services::{BadRange, ServiceRange};
+pub use tls::{ServerTls, TlsError};

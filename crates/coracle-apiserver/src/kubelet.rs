@@ -1,0 +1,446 @@
+//! Logs and exec: requests that the node agent of a Pod answers, passed on to it.
+//!
+//! The server authenticates and authorizes; then it is a pipe. Both ends of the connection to a node agent show
+//! certificates of the cluster's authority, and the agent's must name the node that the Pod is bound to: one
+//! node cannot answer for another.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_api::Value;
+use coracle_api::catalogue;
+use coracle_api::field::{FieldError, Path};
+use coracle_api::metadata;
+use coracle_api::status::{Reason, Status};
+use coracle_clock::Clock;
+use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use rustls::RootCertStore;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use url::form_urlencoded;
+
+use crate::auth::UserInfo;
+use crate::body::Body;
+use crate::call::Call;
+use crate::pki::{CertificateAuthority, Credential};
+use crate::server::Core;
+use crate::tls::TlsError;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const ERROR_TEXT_MAX: usize = 64 * 1024;
+
+/// The server's client identity towards node agents.
+#[derive(Clone)]
+pub struct KubeletClient {
+    connector: TlsConnector,
+}
+
+impl fmt::Debug for KubeletClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KubeletClient").finish_non_exhaustive()
+    }
+}
+
+impl KubeletClient {
+    /// A client that shows `credential` and trusts node agents that `authority` vouches for.
+    ///
+    /// # Errors
+    /// If the certificates are not usable.
+    pub fn new(credential: &Credential, authority: &CertificateAuthority) -> Result<Self, TlsError> {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.certificate())?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(credential.certificates()?, credential.key()?)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(KubeletClient { connector: TlsConnector::from(Arc::new(config)) })
+    }
+}
+
+/// Where the agent of a node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Agent {
+    node: String,
+    host: String,
+    port: u16,
+}
+
+impl Agent {
+    fn of(node: &Value) -> Option<Self> {
+        let address = |kind: &str| {
+            let addresses = node.pointer("/status/addresses").and_then(Value::as_array)?;
+            let found = addresses.iter().find(|address| address["type"] == kind)?;
+            found["address"].as_str().map(str::to_owned)
+        };
+        let port = node.pointer("/status/daemonEndpoints/kubeletEndpoint/Port").and_then(Value::as_u64)?;
+        Some(Agent {
+            node: metadata::name(node).to_owned(),
+            host: address("InternalIP").or_else(|| address("Hostname"))?,
+            port: u16::try_from(port).ok().filter(|port| *port != 0)?,
+        })
+    }
+}
+
+type Sender = hyper::client::conn::http1::SendRequest<Empty<bytes::Bytes>>;
+
+impl KubeletClient {
+    async fn connect(&self, agent: &Agent, clock: &Clock) -> Result<Sender, Status> {
+        let unreachable = |why: String| {
+            tracing::warn!(node = agent.node, why, "cannot reach the node agent");
+            Status::internal(&format!(
+                "error dialing the kubelet of node {:?} at {}:{}: {why}",
+                agent.node, agent.host, agent.port
+            ))
+        };
+        let work = async {
+            let stream = TcpStream::connect((agent.host.trim_matches(['[', ']']), agent.port)).await?;
+            stream.set_nodelay(true)?;
+            let name = ServerName::try_from(agent.host.clone()).map_err(std::io::Error::other)?;
+            self.connector.connect(name, stream).await
+        };
+        let stream = clock
+            .timeout(CONNECT_TIMEOUT, work)
+            .await
+            .ok_or_else(|| unreachable("timed out".to_owned()))?
+            .map_err(|error| unreachable(error.to_string()))?;
+        let shown = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| UserInfo::from_certificate(chain.first()?));
+        let expected = format!("system:node:{}", agent.node);
+        if shown.is_none_or(|user| user.name != expected) {
+            return Err(unreachable(format!("its certificate is not that of {expected}")));
+        }
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| unreachable(error.to_string()))?;
+        // Ends with the answer's body or with the upgraded stream; there is nobody to join it but them.
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "connection to a node agent ended");
+            }
+        });
+        Ok(sender)
+    }
+}
+
+/// The container that a request means.
+fn container(pod: &Value, asked: &str) -> Result<String, Status> {
+    let name = metadata::name(pod);
+    let names = |field: &str| -> Vec<String> {
+        let list = pod.pointer(&format!("/spec/{field}")).and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(|c| c["name"].as_str()).map(str::to_owned).collect()
+    };
+    let (containers, init) = (names("containers"), names("initContainers"));
+    if !asked.is_empty() {
+        let known = containers.iter().chain(&init).chain(&names("ephemeralContainers")).any(|c| c == asked);
+        return if known {
+            Ok(asked.to_owned())
+        } else {
+            Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")))
+        };
+    }
+    match containers.as_slice() {
+        [one] if init.is_empty() => Ok(one.clone()),
+        _ => {
+            let mut why = format!(
+                "a container name must be specified for pod {name}, choose one of: [{}]",
+                containers.join(" ")
+            );
+            if !init.is_empty() {
+                why.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+            }
+            Err(Status::bad_request(why))
+        }
+    }
+}
+
+/// The options of a log request, checked, as the node agent wants them.
+fn log_query(call: &Call) -> Result<String, Status> {
+    let query = &call.query;
+    let mut errors = Vec::new();
+    let mut out = form_urlencoded::Serializer::new(String::new());
+    for flag in ["follow", "previous", "timestamps"] {
+        if query.flag(flag) {
+            out.append_pair(flag, "true");
+        }
+    }
+    if query.flag("insecureSkipTLSVerifyBackend") {
+        let path = Path::new("insecureSkipTLSVerifyBackend");
+        errors.push(FieldError::forbidden(&path, "node agents are always verified"));
+    }
+    for (field, least, why) in [
+        ("tailLines", 0, "must be greater than or equal to 0"),
+        ("limitBytes", 1, "must be greater than 0"),
+        ("sinceSeconds", 1, "must be greater than 0"),
+    ] {
+        if let Some(number) = query.number(field)? {
+            if number < least {
+                errors.push(FieldError::invalid(&Path::new(field), number, why));
+            }
+            out.append_pair(field, &number.to_string());
+        }
+    }
+    let since = query.get("sinceTime");
+    if !since.is_empty() {
+        if query.has("sinceSeconds") {
+            let why = "at most one of `sinceTime` or `sinceSeconds` may be specified";
+            errors.push(FieldError::forbidden(&Path::new(""), why));
+        }
+        if since.parse::<coracle_api::Timestamp>().is_err() {
+            return Err(Status::bad_request(format!("parsing time {since:?}: not a time in RFC 3339")));
+        }
+        out.append_pair("sinceTime", since);
+    }
+    match query.get("stream") {
+        "" | "All" => {}
+        stream @ ("Stdout" | "Stderr") => {
+            if query.has("tailLines") {
+                let why = "`tailLines` and specific `stream` are mutually exclusive for now";
+                errors.push(FieldError::forbidden(&Path::new(""), why));
+            }
+            out.append_pair("stream", stream);
+        }
+        other => {
+            errors.push(FieldError::not_supported(&Path::new("stream"), other, &["All", "Stdout", "Stderr"]));
+        }
+    }
+    if errors.is_empty() { Ok(out.finish()) } else { Err(Status::invalid("", "PodLogOptions", "", &errors)) }
+}
+
+impl Core {
+    async fn agent(&self, node: &str) -> Result<(Agent, KubeletClient), Status> {
+        let client =
+            self.config.kubelet.clone().ok_or_else(|| {
+                Status::unavailable("this server has no client certificate for node agents")
+            })?;
+        let row = catalogue::find("", "v1", "nodes").ok_or_else(Status::unknown_resource)?;
+        let key = bytes::Bytes::from(row.storage_key("", node));
+        let (found, _) = self.store.get(&key).await.map_err(|error| crate::server::store_failed(&error))?;
+        let kv = found.ok_or_else(|| Status::not_found("", "nodes", node))?;
+        let agent = Agent::of(&self.served(row, &kv)?)
+            .ok_or_else(|| Status::internal(&format!("node {node:?} has no address of its kubelet yet")))?;
+        Ok((agent, client))
+    }
+
+    /// `GET pods/NAME/log`.
+    pub(crate) async fn log(&self, call: &Call) -> Result<Response<Body>, Status> {
+        let query = log_query(call)?;
+        let (pod, _) = self.current(call).await?.ok_or_else(|| call.not_found())?;
+        let container = container(&pod, call.query.get("container"))?;
+        let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
+        if node.is_empty() {
+            // There is nothing yet, and that is no error.
+            return Ok(crate::server::plain(StatusCode::OK, ""));
+        }
+        let (agent, client) = self.agent(node).await?;
+        let path = format!(
+            "/containerLogs/{}/{}/{container}?{query}",
+            metadata::namespace(&pod),
+            metadata::name(&pod)
+        );
+        let mut sender = client.connect(&agent, &self.clock).await?;
+        let request = agent_request(Method::GET, &agent, &path, HeaderMap::new())?;
+        let response = sender.send_request(request).await.map_err(|error| broken(&agent, &error))?;
+        if !response.status().is_success() {
+            return Err(refusal(call, response).await);
+        }
+        let (parts, body) = response.into_parts();
+        let mut answer = Response::new(body.map_err(Into::into).boxed_unsync());
+        let plain = HeaderValue::from_static("text/plain");
+        let kind = parts.headers.get(CONTENT_TYPE).cloned().unwrap_or(plain);
+        answer.headers_mut().insert(CONTENT_TYPE, kind);
+        answer
+            .headers_mut()
+            .insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        Ok(answer)
+    }
+
+    /// `pods/NAME/exec`: a WebSocket whose far end is the node agent's.
+    pub(crate) async fn exec(&self, call: &Call, request: Request<Body>) -> Result<Response<Body>, Status> {
+        let (pod, _) = self.current(call).await?.ok_or_else(|| call.not_found())?;
+        let query = exec_query(call)?;
+        let asked = call.query.get("container");
+        let default = pod
+            .pointer("/metadata/annotations/kubectl.kubernetes.io~1default-container")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let container = container(&pod, if asked.is_empty() { default } else { asked })?;
+        let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
+        if node.is_empty() {
+            let name = metadata::name(&pod);
+            return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
+        }
+        let headers = upgrade_headers(request.headers())?;
+        let (agent, client) = self.agent(node).await?;
+        let path =
+            format!("/exec/{}/{}/{container}?{query}", metadata::namespace(&pod), metadata::name(&pod));
+        let mut sender = client.connect(&agent, &self.clock).await?;
+        let onward = agent_request(Method::GET, &agent, &path, headers)?;
+        let response = sender.send_request(onward).await.map_err(|error| broken(&agent, &error))?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(refusal(call, response).await);
+        }
+        let mut answer = Response::new(crate::body::full(Vec::new()));
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        for (name, value) in response.headers() {
+            if name == CONNECTION || name == UPGRADE || name.as_str().starts_with("sec-websocket-") {
+                answer.headers_mut().append(name.clone(), value.clone());
+            }
+        }
+        let draining = self.draining.clone();
+        // Lives as long as both connections do.
+        tokio::spawn(async move {
+            let joined = async {
+                let (near, far) =
+                    futures::future::try_join(hyper::upgrade::on(request), hyper::upgrade::on(response))
+                        .await?;
+                let (mut near, mut far) = (TokioIo::new(near), TokioIo::new(far));
+                tokio::io::copy_bidirectional(&mut near, &mut far).await?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+            };
+            coracle_clock::select! {
+                () = draining.cancelled() => {}
+                ended = joined => if let Err(error) = ended {
+                    tracing::debug!(error, "exec stream ended");
+                },
+            }
+        });
+        Ok(answer)
+    }
+}
+
+/// The options of an exec request, as the node agent wants them.
+fn exec_query(call: &Call) -> Result<String, Status> {
+    let query = &call.query;
+    let mut errors = Vec::new();
+    let streams = [("stdin", "input"), ("stdout", "output"), ("stderr", "error")];
+    if !streams.iter().any(|(name, _)| query.flag(name)) {
+        let why = "at least one of stdin, stdout or stderr must be specified";
+        return Err(Status::bad_request(why));
+    }
+    let commands = query.all("command");
+    if commands.is_empty() {
+        errors.push(FieldError::required(&Path::new("command"), ""));
+        return Err(Status::invalid("", "PodExecOptions", "", &errors));
+    }
+    let mut out = form_urlencoded::Serializer::new(String::new());
+    for command in commands {
+        out.append_pair("command", command);
+    }
+    let tty = query.flag("tty");
+    for (name, onward) in streams {
+        // A terminal has one output.
+        if query.flag(name) && !(tty && name == "stderr") {
+            out.append_pair(onward, "1");
+        }
+    }
+    if tty {
+        out.append_pair("tty", "1");
+    }
+    Ok(out.finish())
+}
+
+fn upgrade_headers(headers: &HeaderMap) -> Result<HeaderMap, Status> {
+    let upgrade = headers.get(UPGRADE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if upgrade.is_empty() {
+        return Err(Status::bad_request("Upgrade request required"));
+    }
+    if !upgrade.eq_ignore_ascii_case("websocket") {
+        return Err(Status::bad_request(format!(
+            "unable to upgrade: the protocol {upgrade:?} is not supported, use \"websocket\""
+        )));
+    }
+    let mut onward = HeaderMap::new();
+    onward.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    onward.insert(UPGRADE, HeaderValue::from_static("websocket"));
+    for (name, value) in headers.iter().filter(|(name, _)| name.as_str().starts_with("sec-websocket-")) {
+        onward.append(name.clone(), value.clone());
+    }
+    Ok(onward)
+}
+
+fn agent_request(
+    method: Method,
+    agent: &Agent,
+    path: &str,
+    headers: HeaderMap,
+) -> Result<Request<Empty<bytes::Bytes>>, Status> {
+    let mut request = Request::new(Empty::new());
+    *request.method_mut() = method;
+    *request.uri_mut() = path.parse().map_err(|_| Status::bad_request("the request does not make a URL"))?;
+    *request.headers_mut() = headers;
+    let host = format!("{}:{}", agent.host, agent.port);
+    let host =
+        HeaderValue::from_str(&host).map_err(|_| Status::internal("the node has no usable address"))?;
+    request.headers_mut().insert(HOST, host);
+    Ok(request)
+}
+
+fn broken(agent: &Agent, error: &hyper::Error) -> Status {
+    tracing::warn!(node = agent.node, %error, "the node agent broke off");
+    Status::internal(&format!("the kubelet of node {:?} broke off the connection", agent.node))
+}
+
+/// What a node agent's refusal means to the client.
+async fn refusal(call: &Call, response: Response<Incoming>) -> Status {
+    let code = response.status();
+    let text = match Limited::new(response.into_body(), ERROR_TEXT_MAX).collect().await {
+        Ok(collected) => String::from_utf8_lossy(&collected.to_bytes()).trim_end().to_owned(),
+        Err(_) => String::new(),
+    };
+    match code.as_u16() {
+        400 => Status::bad_request(text),
+        500 => Status::internal(&text),
+        code => {
+            let mut status = Status::not_found(call.row.group, call.row.plural, &call.name);
+            status.code = if (400..600).contains(&code) { code } else { 500 };
+            if code != 404 {
+                status.reason = Reason::Unknown;
+            }
+            status.message = if text.is_empty() {
+                "the server could not find the requested resource".to_owned()
+            } else {
+                text
+            };
+            status
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn containers_are_chosen_as_upstream_does() {
+        let one = json!({ "metadata": { "name": "p" }, "spec": { "containers": [{ "name": "a" }] } });
+        let two = json!({ "metadata": { "name": "p" }, "spec": { "containers": [{ "name": "a" }, { "name": "b" }] } });
+        assert_eq!(container(&one, "").unwrap(), "a");
+        assert_eq!(container(&two, "b").unwrap(), "b");
+        let message = |pod, asked| container(pod, asked).unwrap_err().message;
+        assert_eq!(message(&two, ""), "a container name must be specified for pod p, choose one of: [a b]");
+        assert_eq!(message(&two, "x"), "container x is not valid for pod p");
+    }
+
+    #[test]
+    fn an_agent_is_reached_by_its_internal_address() {
+        let node = json!({ "metadata": { "name": "n" }, "status": {
+            "addresses": [{ "type": "Hostname", "address": "n" }, { "type": "InternalIP", "address": "192.0.2.1" }],
+            "daemonEndpoints": { "kubeletEndpoint": { "Port": 10250 } } } });
+        let agent = Agent { node: "n".into(), host: "192.0.2.1".into(), port: 10250 };
+        assert_eq!(Agent::of(&node), Some(agent));
+        assert_eq!(Agent::of(&json!({})), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! The stored form of an object: JSON, encoded once, with a head of known shape.
+//!
+//! Stored bytes begin `{"apiVersion":A,"kind":K,"metadata":{` and hold no `resourceVersion`: the store assigns it
+//! after the bytes are made. Whoever sends the object splices it in right behind the head. Nothing is decoded for
+//! that, and metadata is never empty (there is a name), so a comma always follows.
+
+use bytes::Bytes;
+use coracle_store::Revision;
+use serde_json::{Map, Value};
+
+const METADATA: &[u8] = br#""metadata":{"#;
+
+/// Bytes that do not have the stored form: the store was written by something else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a stored object is not in the form that this server writes")]
+pub(crate) struct NotAnObject;
+
+/// Encodes an object for the store.
+pub(crate) fn encode(object: &Value) -> Bytes {
+    let empty = Map::new();
+    let text = |value: Option<&Value>| value.cloned().unwrap_or(Value::Null).to_string();
+    let mut out = Vec::with_capacity(1024);
+    out.extend_from_slice(br#"{"apiVersion":"#);
+    out.extend_from_slice(text(object.get("apiVersion")).as_bytes());
+    out.extend_from_slice(br#","kind":"#);
+    out.extend_from_slice(text(object.get("kind")).as_bytes());
+    out.push(b',');
+    out.extend_from_slice(METADATA);
+    let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
+    let mut first = true;
+    for (key, value) in metadata.iter().filter(|(key, _)| *key != "resourceVersion") {
+        member(&mut out, key, value, &mut first);
+    }
+    out.push(b'}');
+    for (key, value) in object.as_object().unwrap_or(&empty) {
+        if !matches!(key.as_str(), "apiVersion" | "kind" | "metadata") {
+            member(&mut out, key, value, &mut false);
+        }
+    }
+    out.push(b'}');
+    Bytes::from(out)
+}
+
+fn member(out: &mut Vec<u8>, key: &str, value: &Value, first: &mut bool) {
+    if !*first {
+        out.push(b',');
+    }
+    *first = false;
+    out.extend_from_slice(Value::from(key).to_string().as_bytes());
+    out.push(b':');
+    out.extend_from_slice(value.to_string().as_bytes());
+}
+
+/// Where the head of `stored` ends, which is where the revision goes.
+pub(crate) fn head_len(stored: &[u8]) -> Result<usize, NotAnObject> {
+    // apiVersion and kind come from the catalogue: the first match is the member, not a text that looks like it.
+    stored
+        .windows(METADATA.len())
+        .take(512)
+        .position(|window| window == METADATA)
+        .map(|at| at + METADATA.len())
+        .ok_or(NotAnObject)
+}
+
+/// Appends `stored` as a complete object with its revision.
+pub(crate) fn write_object(out: &mut Vec<u8>, stored: &[u8], revision: Revision) -> Result<(), NotAnObject> {
+    let head = head_len(stored)?;
+    out.extend_from_slice(&stored[..head]);
+    write_tail(out, &stored[head..], revision);
+    Ok(())
+}
+
+/// Appends `stored` as an item of a list, which carries no type of its own, as upstream's typed lists do.
+pub(crate) fn write_item(out: &mut Vec<u8>, stored: &[u8], revision: Revision) -> Result<(), NotAnObject> {
+    let head = head_len(stored)?;
+    out.push(b'{');
+    out.extend_from_slice(METADATA);
+    write_tail(out, &stored[head..], revision);
+    Ok(())
+}
+
+fn write_tail(out: &mut Vec<u8>, tail: &[u8], revision: Revision) {
+    out.extend_from_slice(format!(r#""resourceVersion":"{revision}""#).as_bytes());
+    if tail.first() != Some(&b'}') {
+        out.push(b',');
+    }
+    out.extend_from_slice(tail);
+}
+
+/// The object as a tree, with its revision.
+pub(crate) fn decode(stored: &[u8], revision: Revision) -> Result<Value, NotAnObject> {
+    let mut object: Value = serde_json::from_slice(stored).map_err(|_| NotAnObject)?;
+    let metadata = object.get_mut("metadata").and_then(Value::as_object_mut).ok_or(NotAnObject)?;
+    metadata.insert("resourceVersion".to_owned(), revision.to_string().into());
+    Ok(object)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod() -> Value {
+        json!({"kind": "Pod", "metadata": {"resourceVersion": "3", "name": "a\"metadata\":{", "labels": {"x": "y"}},
+               "spec": {"metadata": {}}, "apiVersion": "v1"})
+    }
+
+    #[test]
+    fn the_head_is_fixed_and_the_revision_is_spliced_behind_it() {
+        let stored = encode(&pod());
+        assert!(stored.starts_with(br#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"#), "{stored:?}");
+        let mut sent = Vec::new();
+        write_object(&mut sent, &stored, Revision(42)).unwrap();
+        let decoded: Value = serde_json::from_slice(&sent).unwrap();
+        let mut expected = pod();
+        expected["metadata"]["resourceVersion"] = "42".into();
+        assert_eq!(decoded, expected);
+        assert_eq!(decode(&stored, Revision(42)).unwrap(), expected);
+    }
+
+    #[test]
+    fn items_of_lists_carry_no_type() {
+        let mut out = Vec::new();
+        write_item(&mut out, &encode(&pod()), Revision(7)).unwrap();
+        let item: Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!(item.get("kind"), None);
+        assert_eq!(item["metadata"]["resourceVersion"], "7");
+        assert_eq!(item["spec"], pod()["spec"]);
+    }
+
+    #[test]
+    fn foreign_bytes_are_an_error_not_a_panic() {
+        assert_eq!(write_object(&mut Vec::new(), b"not json", Revision(1)), Err(NotAnObject));
+        assert_eq!(decode(b"[]", Revision(1)), Err(NotAnObject));
+    }
+}

@@ -1,0 +1,270 @@
+//! Who may do what. Nothing is allowed that this file does not name.
+//!
+//! Administrators (`system:masters`) may do everything. Each component has one row of rules, for what it needs and
+//! nothing else. A node agent is narrower still: its rules name its own objects, and what a rule over names
+//! cannot say (a Pod that is bound to this node, a Secret that such a Pod uses) is checked by [`crate::node`]
+//! against the objects themselves.
+
+use coracle_api::status::{Attempt, Denied, Status};
+
+use crate::auth::{SYSTEM_AUTHENTICATED, SYSTEM_MASTERS, UserInfo};
+use crate::request::{ResourcePath, Verb};
+
+/// One thing that is allowed.
+struct Rule {
+    verbs: &'static [&'static str],
+    /// API group; `*` for any.
+    group: &'static str,
+    /// `pods`, `pods/status`; `*` for any resource.
+    resources: &'static [&'static str],
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+const WRITE_EVENTS: &[&str] = &["create", "patch", "update"];
+
+const fn rule(
+    verbs: &'static [&'static str],
+    group: &'static str,
+    resources: &'static [&'static str],
+) -> Rule {
+    Rule { verbs, group, resources }
+}
+
+/// What every component may do.
+const COMPONENT: &[Rule] =
+    &[rule(WRITE_EVENTS, "", &["events"]), rule(WRITE_EVENTS, "events.k8s.io", &["events"])];
+
+/// Components by user name.
+const COMPONENTS: &[(&str, &[Rule])] = &[
+    (
+        "system:kube-scheduler",
+        &[
+            rule(READ, "", &["nodes", "namespaces", "services"]),
+            rule(&["get", "list", "watch", "delete"], "", &["pods"]),
+            rule(&["create"], "", &["bindings", "pods/binding"]),
+            rule(&["patch", "update"], "", &["pods/status"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:namespace-controller",
+        &[
+            rule(&["get", "list", "watch", "delete"], "", &["namespaces"]),
+            rule(&["update"], "", &["namespaces/finalize"]),
+            rule(&["patch", "update"], "", &["namespaces/status"]),
+            rule(&["get", "list", "watch", "delete", "deletecollection"], "*", &["*"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:service-account-controller",
+        &[
+            rule(READ, "", &["namespaces"]),
+            rule(&["get", "list", "watch", "create"], "", &["serviceaccounts"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:root-ca-cert-publisher",
+        &[
+            rule(READ, "", &["namespaces"]),
+            rule(&["get", "list", "watch", "create", "patch", "update"], "", &["configmaps"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:node-controller",
+        &[
+            rule(&["get", "list", "watch", "patch", "update"], "", &["nodes"]),
+            rule(&["patch", "update"], "", &["nodes/status"]),
+        ],
+    ),
+];
+
+/// Node agents; [`node_scope`] narrows these rules to the node's own objects.
+const NODE: &[Rule] = &[
+    rule(READ, "", &["services"]),
+    rule(&["get", "list", "watch", "create", "patch", "update"], "", &["nodes"]),
+    rule(&["get", "patch", "update"], "", &["nodes/status"]),
+    rule(&["get", "list", "watch", "delete"], "", &["pods"]),
+    rule(&["get", "patch", "update"], "", &["pods/status"]),
+    rule(READ, "", &["configmaps", "secrets"]),
+    rule(&["get", "create", "patch", "update", "delete"], "coordination.k8s.io", &["leases"]),
+];
+
+impl Rule {
+    fn allows(&self, verb: &str, group: &str, resource: &str) -> bool {
+        let any = |list: &[&str], word: &str| list.iter().any(|entry| *entry == "*" || *entry == word);
+        any(self.verbs, verb) && any(&[self.group], group) && any(self.resources, resource)
+    }
+}
+
+/// A request for a resource, as authorization sees it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attributes<'a> {
+    pub(crate) user: &'a UserInfo,
+    pub(crate) verb: Verb,
+    pub(crate) path: &'a ResourcePath,
+    pub(crate) field_selector: &'a str,
+}
+
+/// Decides about a request for a resource.
+pub(crate) fn authorize(attributes: &Attributes<'_>) -> Result<(), Status> {
+    let Attributes { user, verb, path, .. } = *attributes;
+    if user.is_in(SYSTEM_MASTERS) {
+        return Ok(());
+    }
+    let resource = match &path.subresource {
+        Some(sub) => format!("{}/{sub}", path.resource),
+        None => path.resource.clone(),
+    };
+    let allows = |rules: &[Rule]| rules.iter().any(|rule| rule.allows(verb.as_str(), &path.group, &resource));
+    let own = COMPONENTS.iter().find(|(name, _)| *name == user.name).map(|(_, rules)| *rules);
+    if let Some(rules) = own
+        && (allows(rules) || allows(COMPONENT))
+    {
+        return Ok(());
+    }
+    if let Some(node) = user.node_name()
+        && (allows(NODE) || allows(COMPONENT))
+    {
+        return node_scope(attributes, node).map_err(|reason| denied(attributes, reason));
+    }
+    Err(denied(attributes, ""))
+}
+
+/// Narrows what a node agent may do to its own objects, as far as the request itself shows them.
+fn node_scope(attributes: &Attributes<'_>, node: &str) -> Result<(), &'static str> {
+    let Attributes { verb, path, field_selector, .. } = *attributes;
+    let selects = |field: &str, value: Option<&str>| {
+        field_selector.split(',').filter_map(|term| term.split_once('=')).any(|(key, is)| {
+            key.trim() == field && value.is_none_or(|value| value == is.trim_start_matches('=').trim())
+        })
+    };
+    let named = path.name.as_deref();
+    let collection = matches!(verb, Verb::List | Verb::Watch);
+    match path.resource.as_str() {
+        "nodes" if collection && !selects("metadata.name", Some(node)) => {
+            Err("can only list/watch its own Node, by field selector metadata.name")
+        }
+        "nodes" if named.is_some_and(|name| name != node) => Err("can only access its own Node"),
+        "pods" if collection && !selects("spec.nodeName", Some(node)) => {
+            Err("can only list/watch pods with spec.nodeName field selector")
+        }
+        "configmaps" | "secrets" if collection && !selects("metadata.name", None) => {
+            Err("No Object name found")
+        }
+        "leases" if path.namespace.as_deref() != Some("kube-node-lease") => {
+            Err("can only access leases in the \"kube-node-lease\" system namespace")
+        }
+        "leases" if named.is_some_and(|name| name != node) => {
+            Err("can only access node lease with the same name as the requesting node")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// 403 in upstream's words.
+pub(crate) fn denied(attributes: &Attributes<'_>, reason: &str) -> Status {
+    let Attributes { user, verb, path, .. } = *attributes;
+    Status::not_authorized(&Denied {
+        user: &user.name,
+        verb: verb.as_str(),
+        attempt: Attempt::Resource {
+            group: &path.group,
+            resource: &path.resource,
+            subresource: path.subresource.as_deref().unwrap_or_default(),
+            namespace: path.namespace.as_deref().unwrap_or_default(),
+            name: path.name.as_deref().unwrap_or_default(),
+        },
+        reason,
+    })
+}
+
+/// Decides about a path that is not a resource: discovery is for everyone who is known, the rest for
+/// administrators.
+pub(crate) fn authorize_path(user: &UserInfo, verb: &str, segments: &[String]) -> Result<(), Status> {
+    let discovery = matches!(
+        segments.first().map(String::as_str),
+        Some("api" | "apis" | "openapi" | "version" | "healthz" | "livez" | "readyz")
+    );
+    if user.is_in(SYSTEM_MASTERS) || (discovery && verb == "get" && user.is_in(SYSTEM_AUTHENTICATED)) {
+        return Ok(());
+    }
+    let path = format!("/{}", segments.join("/"));
+    Err(Status::not_authorized(&Denied {
+        user: &user.name,
+        verb,
+        attempt: Attempt::Path { path: &path },
+        reason: "",
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+    use crate::request::{Query, Route, route, verb};
+
+    fn may(user: &UserInfo, method: &str, url: &str) -> Result<(), Status> {
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let Route::Resource(path) = route(path).unwrap() else { panic!("{url} is no resource") };
+        let query = Query::parse(Some(query));
+        let verb =
+            verb(&Method::from_bytes(method.as_bytes()).unwrap(), path.name.is_some(), &query).unwrap();
+        authorize(&Attributes { user, verb, path: &path, field_selector: query.get("fieldSelector") })
+    }
+
+    #[test]
+    fn each_identity_may_do_its_work_and_nothing_else() {
+        let admin = UserInfo::new("kubernetes-admin", [SYSTEM_MASTERS]);
+        let scheduler = UserInfo::new("system:kube-scheduler", []);
+        let controller = |name: &str| UserInfo::service_account("kube-system", name);
+        let node = UserInfo::node("n1");
+        let nobody = UserInfo::new("jane", ["developers"]);
+        let kubelet_client = UserInfo::new("kube-apiserver-kubelet-client", []);
+        let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1";
+        let table = [
+            (&admin, "DELETE", "/api/v1/nodes/n1", true),
+            (&nobody, "GET", "/api/v1/namespaces/default/pods", false),
+            (&kubelet_client, "GET", "/api/v1/nodes", false),
+            (&scheduler, "POST", "/api/v1/namespaces/default/pods/p/binding", true),
+            (&scheduler, "POST", "/api/v1/namespaces/default/events", true),
+            (&scheduler, "GET", "/api/v1/secrets", false),
+            (&scheduler, "POST", "/api/v1/namespaces/default/pods", false),
+            (&controller("namespace-controller"), "DELETE", "/api/v1/namespaces/a/secrets", true),
+            (&controller("namespace-controller"), "PUT", "/api/v1/namespaces/a/finalize", true),
+            (&controller("namespace-controller"), "PUT", "/api/v1/namespaces/a/secrets/s", false),
+            (&controller("service-account-controller"), "POST", "/api/v1/namespaces/a/serviceaccounts", true),
+            (&controller("service-account-controller"), "GET", "/api/v1/pods", false),
+            (&controller("root-ca-cert-publisher"), "POST", "/api/v1/namespaces/a/configmaps", true),
+            (&controller("node-controller"), "PATCH", "/api/v1/nodes/n1", true),
+            (&node, "POST", "/api/v1/nodes", true),
+            (&node, "PATCH", "/api/v1/nodes/n1/status", true),
+            (&node, "PATCH", "/api/v1/nodes/n2/status", false),
+            (&node, "DELETE", "/api/v1/nodes/n1", false),
+            (&node, "GET", "/api/v1/pods", false),
+            (&node, "GET", "/api/v1/pods?watch=1&fieldSelector=spec.nodeName%3Dn1", true),
+            (&node, "GET", "/api/v1/pods?watch=1&fieldSelector=spec.nodeName%3Dn2", false),
+            (&node, "GET", "/api/v1/secrets", false),
+            (&node, "POST", "/api/v1/namespaces/default/pods/p/binding", false),
+            (&node, "PUT", lease, true),
+            (&node, "PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n2", false),
+            (&node, "PUT", "/apis/coordination.k8s.io/v1/namespaces/default/leases/n1", false),
+        ];
+        for (user, method, url, allowed) in table {
+            assert_eq!(may(user, method, url).is_ok(), allowed, "{} {method} {url}", user.name);
+        }
+    }
+
+    #[test]
+    fn refusals_are_in_upstreams_words() {
+        let nobody = UserInfo::new("jane", []);
+        let refusal = may(&nobody, "GET", "/api/v1/namespaces/default/pods").unwrap_err();
+        assert_eq!(refusal.code, 403);
+        assert_eq!(
+            refusal.message,
+            r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default""#
+        );
+        let path = authorize_path(&nobody, "get", &["metrics".to_owned()]).unwrap_err();
+        assert_eq!(path.message, r#"forbidden: User "jane" cannot get path "/metrics""#);
+        assert!(authorize_path(&nobody, "get", &["api".to_owned(), "v1".to_owned()]).is_ok());
+    }
+}

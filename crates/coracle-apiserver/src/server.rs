@@ -1,0 +1,416 @@
+//! The server: one service for callers inside the process and on the wire.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use coracle_api::catalogue;
+use coracle_api::status::Status;
+use coracle_clock::{Clock, Ids};
+use coracle_store::{Store, StoreError};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::BodyExt;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::auth::{SYSTEM_MASTERS, UserInfo};
+use crate::body::{Body, BoxError, full};
+use crate::call::Call;
+use crate::discovery::Discovery;
+use crate::hub::Hub;
+use crate::kubelet::KubeletClient;
+use crate::metrics::{Label, Metrics};
+use crate::negotiate::{Format, Transforms};
+use crate::policy::{self, Attributes};
+use crate::request::{Query, Route, Verb, route, verb};
+use crate::services::ServiceRange;
+
+/// Every key of the store starts with this.
+const ROOT: &str = "/registry/";
+
+/// What a server needs to know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses of Services.
+    pub service_range: ServiceRange,
+    /// Where this server is reached: the endpoint of the Service `kubernetes`.
+    pub advertise: SocketAddr,
+    /// How to reach the node agents; without it, logs and exec answer 503.
+    pub kubelet: Option<KubeletClient>,
+}
+
+/// Why a server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store cannot be read.
+    #[error("cannot read the store")]
+    Store(#[from] StoreError),
+    /// The objects that every cluster has could not be made.
+    #[error("cannot create {what}: {status}")]
+    Bootstrap {
+        /// Which object.
+        what: String,
+        /// What the server answered itself.
+        status: Status,
+    },
+}
+
+/// What requests share.
+pub(crate) struct Core {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) clock: Clock,
+    pub(crate) ids: Arc<Ids>,
+    pub(crate) config: Config,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) discovery: Discovery,
+    /// Cancelled when the server ends: watches and streams end with it.
+    pub(crate) draining: CancellationToken,
+    pub(crate) ready: AtomicBool,
+}
+
+/// The API server.
+pub struct ApiServer {
+    pub(crate) core: Arc<Core>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiServer").field("config", &self.core.config).finish_non_exhaustive()
+    }
+}
+
+/// The status for a store that failed.
+pub(crate) fn store_failed(error: &StoreError) -> Status {
+    match error {
+        StoreError::NoSpace(_) => {
+            tracing::error!(%error, "write refused");
+            Status::too_many_requests("the store has no room for this write", 10)
+        }
+        StoreError::Compacted { requested, oldest } => {
+            Status::expired(format!("too old resource version: {requested} ({oldest})"))
+        }
+        StoreError::Future { requested, current } => crate::read::too_large_revision(*requested, *current),
+        StoreError::Lagging | StoreError::Unavailable(_) => {
+            tracing::warn!(%error, "store unavailable");
+            Status::unavailable("the store is unavailable, please try again")
+        }
+        StoreError::Invalid(_) => {
+            tracing::error!(%error, "malformed request to the store");
+            Status::internal("malformed request to the store")
+        }
+        StoreError::Stopped(_) => {
+            tracing::error!(%error, "store stopped");
+            Status::unavailable("the store has stopped")
+        }
+    }
+}
+
+impl ApiServer {
+    /// Starts a server over `store` and makes what every cluster has: the namespaces `default`, `kube-system`,
+    /// `kube-public` and `kube-node-lease`, and the Service `kubernetes` with its endpoint.
+    ///
+    /// # Errors
+    /// If the store cannot be read or written.
+    pub async fn start(
+        config: Config,
+        store: Arc<dyn Store>,
+        clock: Clock,
+        ids: Arc<Ids>,
+    ) -> Result<Arc<ApiServer>, StartError> {
+        let mut prefixes: Vec<&'static str> =
+            catalogue::resources().iter().map(|row| row.storage_prefix).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        let (hub, feeder) = Hub::start(Arc::clone(&store), ROOT, prefixes).await?;
+        let core = Arc::new(Core {
+            store,
+            hub,
+            clock,
+            ids,
+            config,
+            metrics: Arc::new(Metrics::default()),
+            discovery: Discovery::new(),
+            draining: CancellationToken::new(),
+            ready: AtomicBool::new(false),
+        });
+        let draining = core.draining.clone();
+        let feed = tokio::spawn(async move {
+            coracle_clock::select! {
+                () = draining.cancelled() => {}
+                error = feeder => tracing::error!(%error, "the store's watch ended; watches are closed"),
+            }
+        });
+        let expiry = tokio::spawn(crate::events::expire(Arc::clone(&core)));
+        let server = Arc::new(ApiServer { core, tasks: Mutex::new(vec![feed, expiry]) });
+        crate::bootstrap::run(&server).await?;
+        server.core.ready.store(true, Ordering::Release);
+        Ok(server)
+    }
+
+    /// A caller inside the process, with this identity and the rights of this identity.
+    #[must_use]
+    pub fn in_process(&self, user: UserInfo) -> InProcess {
+        InProcess { core: Arc::clone(&self.core), user }
+    }
+
+    /// Ends all watches and the server's own tasks; requests after that are refused by nobody, but the wiring
+    /// has stopped asking.
+    pub async fn stop(&self) {
+        self.core.ready.store(false, Ordering::Release);
+        self.core.draining.cancel();
+        self.core.hub.close();
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a task of the server ended badly");
+            }
+        }
+    }
+
+    pub(crate) fn admin(&self) -> InProcess {
+        self.in_process(UserInfo::new("system:apiserver", [SYSTEM_MASTERS]))
+    }
+}
+
+/// A caller inside the process: a `tower::Service` without a socket.
+#[derive(Clone)]
+pub struct InProcess {
+    core: Arc<Core>,
+    user: UserInfo,
+}
+
+impl fmt::Debug for InProcess {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InProcess").field("user", &self.user.name).finish_non_exhaustive()
+    }
+}
+
+impl<B> tower::Service<Request<B>> for InProcess
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let core = Arc::clone(&self.core);
+        let user = self.user.clone();
+        let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
+        Box::pin(core.handle(request, Some(user)).map(Ok))
+    }
+}
+
+/// What is known of a request before it is handled, for metrics and logs.
+struct Seen {
+    label: Label,
+    long_running: bool,
+}
+
+impl Core {
+    /// Answers one request of `user`; `None` is somebody who did not show who they are.
+    pub(crate) fn handle(
+        self: Arc<Self>,
+        request: Request<Body>,
+        user: Option<UserInfo>,
+    ) -> BoxFuture<'static, Response<Body>> {
+        Box::pin(self.answer_request(request, user))
+    }
+
+    async fn answer_request(
+        self: Arc<Self>,
+        request: Request<Body>,
+        user: Option<UserInfo>,
+    ) -> Response<Body> {
+        let begun = self.clock.elapsed();
+        let query = Query::parse(request.uri().query());
+        let format =
+            Format::negotiate(request.headers(), &query, Transforms::None).unwrap_or_else(|_| Format::json());
+        let routed = route(request.uri().path());
+        let seen = see(&request, &query, routed.as_ref().ok());
+        let span = tracing::debug_span!(
+            "request",
+            method = %request.method(), path = request.uri().path(),
+            user = user.as_ref().map_or("", |user| user.name.as_str()),
+        );
+        let core = Arc::clone(&self);
+        let work = async move {
+            match routed? {
+                Route::Resource(path) => core.resource(request, path, query, user).await,
+                Route::Path(segments) => {
+                    let (parts, _) = request.into_parts();
+                    core.path(&parts, &segments, &query, user).await
+                }
+            }
+        };
+        // A request that panics is that request's problem: nothing shared is left half changed, because writes
+        // are single transactions.
+        let outcome = AssertUnwindSafe(work).catch_unwind().instrument(span.clone()).await;
+        let response = match outcome {
+            Ok(Ok(response)) => response,
+            Ok(Err(status)) => format.status(&status),
+            Err(_) => {
+                self.metrics.panicked();
+                tracing::error!(parent: &span, "a request panicked");
+                let why = "This request caused apiserver to panic. Look in the logs for details.";
+                format.status(&Status::internal(why))
+            }
+        };
+        let code = response.status().as_u16();
+        let took = self.clock.elapsed().saturating_sub(begun);
+        tracing::debug!(parent: &span, code, took = ?took, "answered");
+        self.metrics.request(seen.label, code, (!seen.long_running).then_some(took));
+        response
+    }
+
+    async fn resource(
+        self: &Arc<Self>,
+        request: Request<Body>,
+        path: crate::request::ResourcePath,
+        query: Query,
+        user: Option<UserInfo>,
+    ) -> Result<Response<Body>, Status> {
+        let user = user.ok_or_else(Status::unauthorized)?;
+        let verb = verb(request.method(), path.name.is_some(), &query).ok_or_else(|| {
+            Status::method_not_allowed(&path.group, &path.resource, request.method().as_str())
+        })?;
+        let field_selector = query.get("fieldSelector").to_owned();
+        let attributes = Attributes { user: &user, verb, path: &path, field_selector: &field_selector };
+        policy::authorize(&attributes)?;
+        if let Some(node) = user.node_name() {
+            self.authorize_node(node, &attributes).await?;
+        }
+        let headers = request.headers().clone();
+        let call = Call::resolve(&path, request.method(), query, headers, user)?;
+        match (call.subresource.map(|sub| sub.name), call.verb) {
+            (Some("log"), _) => self.log(&call).await,
+            (Some("exec"), _) => self.exec(&call, request).await,
+            (Some("binding"), _) => self.bind(&call, request.into_body()).await,
+            (None, Verb::Create) if call.row.kind == "Binding" => self.bind(&call, request.into_body()).await,
+            (None, Verb::List) => self.list(&call).await,
+            (None, Verb::Watch) => self.watch(call).await,
+            (_, Verb::Get) => self.get(&call).await,
+            (None, Verb::Create) => self.create(&call, request.into_body()).await,
+            (_, Verb::Update) => self.update(&call, request.into_body()).await,
+            (_, Verb::Patch) => self.patch(&call, request.into_body()).await,
+            (None, Verb::Delete) => self.delete(&call, request.into_body()).await,
+            (None, Verb::DeleteCollection) => self.delete_collection(&call, request.into_body()).await,
+            (Some(_), verb) => {
+                Err(Status::method_not_allowed(call.row.group, call.row.plural, verb.as_str()))
+            }
+        }
+    }
+
+    async fn path(
+        &self,
+        request: &http::request::Parts,
+        segments: &[String],
+        query: &Query,
+        user: Option<UserInfo>,
+    ) -> Result<Response<Body>, Status> {
+        let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
+        let open = matches!(parts.as_slice(), ["healthz" | "livez" | "readyz", ..] | ["version"]);
+        let verb = match request.method.as_str() {
+            "GET" | "HEAD" => "get".to_owned(),
+            other => other.to_ascii_lowercase(),
+        };
+        if !open || verb != "get" {
+            let user = user.ok_or_else(Status::unauthorized)?;
+            policy::authorize_path(&user, &verb, segments)?;
+        }
+        if verb != "get" {
+            return Err(Status::method_not_allowed("", "", &verb));
+        }
+        let headers = &request.headers;
+        match parts.as_slice() {
+            [kind @ ("healthz" | "livez" | "readyz"), check @ ..] => {
+                Ok(self.health(kind, check, query).await)
+            }
+            ["version"] => Ok(Format::negotiate(headers, query, Transforms::None)?
+                .value(StatusCode::OK, &crate::discovery::version())),
+            ["metrics"] => {
+                let revision = self.store.revision().await.map_err(|error| store_failed(&error))?;
+                let text = self.metrics.render(revision.0, self.hub.progress().0);
+                let kind = "text/plain; version=0.0.4; charset=utf-8";
+                Ok(Format::json().finish(StatusCode::OK, kind, text.into_bytes()))
+            }
+            ["openapi", rest @ ..] => crate::openapi::answer(rest, headers, query),
+            ["api" | "apis", ..] => self.discovery.answer(&parts, headers, query, &self.config),
+            [] => {
+                let paths = crate::discovery::root_paths();
+                Ok(Format::negotiate(headers, query, Transforms::None)?.value(StatusCode::OK, &paths))
+            }
+            _ => Err(Status::unknown_resource()),
+        }
+    }
+}
+
+fn see(request: &Request<Body>, query: &Query, routed: Option<&Route>) -> Seen {
+    let Some(Route::Resource(path)) = routed else {
+        return Seen { label: Label::OTHER, long_running: false };
+    };
+    let (Some(row), Some(verb)) = (
+        catalogue::find(&path.group, &path.version, &path.resource),
+        verb(request.method(), path.name.is_some(), query),
+    ) else {
+        return Seen { label: Label::OTHER, long_running: false };
+    };
+    let subresource =
+        path.subresource.as_ref().and_then(|name| row.subresource(name)).map_or("", |sub| sub.name);
+    Seen {
+        label: Label {
+            verb: verb.as_str(),
+            group: row.group,
+            version: row.version,
+            resource: row.plural,
+            subresource,
+        },
+        long_running: verb == Verb::Watch || matches!(subresource, "log" | "exec"),
+    }
+}
+
+/// Adds `Warning` headers, as `299 - "text"`.
+pub(crate) fn add_warnings(headers: &mut HeaderMap, warnings: &[String]) {
+    for warning in warnings {
+        let mut text = String::with_capacity(warning.len() + 10);
+        text.push_str("299 - \"");
+        for character in warning.chars() {
+            match character {
+                '"' | '\\' => text.extend(['\\', character]),
+                control if control.is_control() => text.push(' '),
+                other => text.push(other),
+            }
+        }
+        text.push('"');
+        if let Ok(value) = HeaderValue::from_bytes(text.as_bytes()) {
+            headers.append(http::header::WARNING, value);
+        }
+    }
+}
+
+/// An answer of plain text.
+pub(crate) fn plain(code: StatusCode, text: impl Into<String>) -> Response<Body> {
+    let mut response = Response::new(full(text.into()));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert("x-content-type-options", HeaderValue::from_static("nosniff"));
+    headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
