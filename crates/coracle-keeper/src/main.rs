@@ -1,3 +1,46 @@
-//! Parents containers, waits, logs, records exits; the container's init helper.
+//! The keeper of one Pod: parents its containers, waits for them, writes their logs, records their exits.
+//!
+//! It is started with its sandbox's run directory as the only argument and a listening socket as standard
+//! input, makes and pins the Pod's namespaces, and serves until it is told to end or its directory is gone. It
+//! is synchronous, has one thread and one loop over `poll`, and touches little memory: the OCI library runs in
+//! short-lived children only.
 
-fn main() {}
+mod launch;
+mod log;
+mod sandbox;
+mod server;
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use rustix::fs::{Mode, OFlags};
+
+fn main() -> ExitCode {
+    let Some(dir) = std::env::args_os().nth(1).map(PathBuf::from) else {
+        eprintln!("usage: coracle-keeper DIRECTORY, with a listening socket as standard input");
+        return ExitCode::FAILURE;
+    };
+    match take_listener().and_then(|listener| server::Server::new(dir, listener)) {
+        Ok(server) => {
+            server.run();
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("coracle-keeper: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Moves the listener from standard input to a descriptor that no child inherits, and drops whatever else
+/// came along.
+fn take_listener() -> std::io::Result<OwnedFd> {
+    // SAFETY: nothing in this process owns a descriptor from 3 up yet.
+    unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    let listener = rustix::io::fcntl_dupfd_cloexec(std::io::stdin().as_fd(), 3)?;
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(listener)
+}
