@@ -24,7 +24,10 @@ fn main() {
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
         if (text.starts_with("CARGO_") && !matches!(&*text, "CARGO_HOME" | "CARGO_NET_OFFLINE"))
-            || matches!(&*text, "RUSTFLAGS" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "CLIPPY_ARGS" | "TARGET")
+            || matches!(
+                &*text,
+                "RUSTFLAGS" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "CLIPPY_ARGS" | "TARGET"
+            )
         {
             command.env_remove(&name);
         }

@@ -150,10 +150,10 @@ mod tests {
     fn a_long_line_is_cut_at_sixteen_kibibytes() {
         let long = vec![b'x'; LINE_BYTES_MAX + 3];
         let lines = cut(&[&long, b"\n"]);
-        assert_eq!(lines.iter().map(|l| (&l[..1], l.len() - 2)).collect::<Vec<_>>(), [
-            ("P", LINE_BYTES_MAX),
-            ("F", 3)
-        ]);
+        assert_eq!(
+            lines.iter().map(|l| (&l[..1], l.len() - 2)).collect::<Vec<_>>(),
+            [("P", LINE_BYTES_MAX), ("F", 3)]
+        );
         let exact = [vec![b'x'; LINE_BYTES_MAX], b"\n".to_vec()].concat();
         assert_eq!(cut(&[&exact]).len(), 1, "a line of exactly the limit is one full line");
     }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use coracle_keeper::{
-    EXIT_FILE, Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord, UnixNanos,
-    wire, write_durably,
+    EXIT_FILE, Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord,
+    UnixNanos, wire, write_durably,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
@@ -136,10 +136,8 @@ impl Server {
     /// Everything that can wake the keeper. Output comes before exits: whatever a process wrote is logged first.
     fn wait(&self) -> io::Result<Vec<Source>> {
         let mut sources = vec![Source::Listener, Source::Directory];
-        let mut fds = vec![
-            PollFd::new(&self.listener, PollFlags::IN),
-            PollFd::new(&self.watch, PollFlags::IN),
-        ];
+        let mut fds =
+            vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.watch, PollFlags::IN)];
         let mut add = |source, fd| {
             sources.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
@@ -259,8 +257,7 @@ impl Server {
             },
             Request::Exec(exec) => {
                 let mut streams = descriptors.into_iter();
-                let stdio =
-                    Stdio { stdin: streams.next(), stdout: streams.next(), stderr: streams.next() };
+                let stdio = Stdio { stdin: streams.next(), stdout: streams.next(), stderr: streams.next() };
                 match launch::exec(&exec, stdio) {
                     Ok(helper) => {
                         self.add(Kind::Exec, id, helper);
@@ -323,7 +320,8 @@ impl Server {
         }
         let log = LogFile::open(&start.log_path)
             .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", start.log_path.display())))?;
-        let mut container = Box::new(Container { start, log, outputs: Vec::new(), _stdin: None, console: None });
+        let mut container =
+            Box::new(Container { start, log, outputs: Vec::new(), _stdin: None, console: None });
         let mut stdio = Stdio { stdin: None, stdout: None, stderr: None };
         let mut console_path = None;
         if container.start.tty {
@@ -437,12 +435,18 @@ impl Server {
     }
 
     fn take_console(&mut self, id: ProcessId) {
-        let Some(Process { kind: Kind::Container(container), .. }) = self.processes.get_mut(&id) else { return };
+        let Some(Process { kind: Kind::Container(container), .. }) = self.processes.get_mut(&id) else {
+            return;
+        };
         let Some(listener) = container.console.take() else { return };
         let _ = std::fs::remove_file(self.dir.join(format!("tty-{}", &container.start.container[..12])));
         match receive_terminal(&listener) {
             Ok(terminal) => {
-                container.outputs.push(Output { name: "stdout", pipe: terminal, cutter: LineCutter::default() });
+                container.outputs.push(Output {
+                    name: "stdout",
+                    pipe: terminal,
+                    cutter: LineCutter::default(),
+                });
             }
             Err(error) => eprintln!("coracle-keeper: no terminal: {error}"),
         }
@@ -458,14 +462,15 @@ impl Server {
     fn exited(&mut self, id: ProcessId) {
         let Some(process) = self.processes.get(&id) else { return };
         let Some(pidfd) = &process.pidfd else { return };
-        let exit_code = match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => code,
-                (None, signal) => 128 + signal.unwrap_or(0),
-            },
-            Ok(None) | Err(Errno::INTR) => return,
-            Err(_) => 255,
-        };
+        let exit_code =
+            match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
+                Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                    (Some(code), _) => code,
+                    (None, signal) => 128 + signal.unwrap_or(0),
+                },
+                Ok(None) | Err(Errno::INTR) => return,
+                Err(_) => 255,
+            };
         let Some(mut process) = self.processes.remove(&id) else { return };
         match &mut process.kind {
             Kind::Exec => {
@@ -612,7 +617,11 @@ fn listen(path: &Path) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     // Through the directory's descriptor: the path itself may be too long for a socket address.
     let parent = path.parent().unwrap_or(Path::new("/"));
-    let dir = rustix::fs::open(parent, rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty())?;
+    let dir = rustix::fs::open(
+        parent,
+        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let short = format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&dir));
     rustix::net::bind(&socket, &SocketAddrUnix::new(short.as_str())?)?;
@@ -644,7 +653,7 @@ fn receive_terminal(listener: &OwnedFd) -> io::Result<OwnedFd> {
 
 /// Tells the first caller why there is no sandbox.
 fn refuse(listener: &OwnedFd, message: &str) {
-    let mut fds = [PollFd::from_borrowed_fd(BorrowedFd::from(listener.as_fd()), PollFlags::IN)];
+    let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
     let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
     let _ = poll(&mut fds, Some(&limit));
     if let Ok(connection) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {

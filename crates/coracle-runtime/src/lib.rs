@@ -1,3 +1,6 @@
 //! The embedded engine behind the CRI traits: images, snapshots, sandboxes, containers, logs, exec.
 
+mod engine;
 pub mod image;
+
+pub use engine::{EmbeddedRuntime, RootfsSource, RuntimeConfig, purge};

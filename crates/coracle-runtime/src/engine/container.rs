@@ -1,0 +1,577 @@
+//! Containers: made, started, stopped, removed, changed.
+
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use coracle_cri::{
+    ContainerConfig, ContainerEventKind, ContainerId, CriError, CriResult, ImageRunConfig,
+    LinuxContainerResources, MountPropagation, NamespaceMode, PodSandboxId,
+};
+use coracle_keeper::{EXIT_FILE, ExitRecord, NAMESPACES_DIR, Reply, Request, Start};
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
+
+use super::keeper::Connection;
+use super::rootfs::{self, Kind, Root, WantedUser};
+use super::spec::{self, Bind, Device, Namespaces};
+use super::state::{self, CONTAINER_FILE, ContainerRecord, RESOURCES_FILE, SPEC_FILE};
+use super::{Container, Inner, Phase, Sandbox, blocking, failed, internal, lock};
+
+impl Container {
+    pub(super) fn new(
+        record: ContainerRecord,
+        phase: Phase,
+        resources: LinuxContainerResources,
+    ) -> Arc<Self> {
+        Arc::new(Container {
+            record,
+            phase: watch::Sender::new(phase),
+            turn: tokio::sync::Mutex::default(),
+            asked_to_stop: AtomicBool::new(false),
+            resources: Mutex::new(resources),
+        })
+    }
+}
+
+impl Inner {
+    pub(super) async fn create(
+        self: Arc<Self>,
+        sandbox: PodSandboxId,
+        config: ContainerConfig,
+    ) -> CriResult<ContainerId> {
+        let making = self.making(&format!("container/{sandbox}/{}/{}", config.name, config.attempt));
+        let _turn = making.lock().await;
+        let existing = self
+            .containers_of(&sandbox.0)
+            .into_iter()
+            .find(|c| c.record.config.name == config.name && c.record.config.attempt == config.attempt);
+        if let Some(existing) = existing {
+            return Ok(ContainerId(existing.record.id.clone()));
+        }
+        let sandbox = self.sandbox(&sandbox.0)?;
+        // The sandbox does not go while a container is made in it.
+        let _sandbox_turn = sandbox.turn.lock().await;
+        if !sandbox.is_ready() {
+            return Err(CriError::FailedPrecondition(format!(
+                "sandbox {} is not running",
+                sandbox.record.id
+            )));
+        }
+        let id = self.new_id();
+        let (inner, within, copy) = (Arc::clone(&self), Arc::clone(&sandbox), id.clone());
+        let container = blocking(move || {
+            inner.make_container(&within, &copy, config).inspect_err(|_| {
+                if let Err(leftover) = inner.clear_container(&copy, &within.record.cgroup.join(&copy)) {
+                    tracing::warn!(container = %copy, error = %leftover, "a container that could not be made leaves something behind");
+                }
+            })
+        })
+        .await?;
+        lock(&self.index).containers.insert(id.clone(), Arc::clone(&container));
+        self.tell(ContainerEventKind::Created, &container.record.pod_uid, Some(&id));
+        Ok(ContainerId(id))
+    }
+
+    fn make_container(
+        &self,
+        sandbox: &Sandbox,
+        id: &str,
+        config: ContainerConfig,
+    ) -> CriResult<Arc<Container>> {
+        let image = self.images.run_config(&config.image.image)?;
+        let stop_signal = stop_signal(&config, &image)?;
+        let log_path = log_path(&sandbox.record.config.log_directory, &config.log_path)?;
+        let namespaces = self.namespaces(sandbox, &config)?;
+        let own_pid_namespace = namespaces.pid.as_ref().is_some_and(|path| path.as_os_str().is_empty());
+        let dir = self.layout.container(id);
+        state::make_private_dir(&dir).map_err(failed("make", &dir))?;
+
+        let rootfs = self.images.prepare_rootfs(&config.image.image, id)?;
+        rootfs::mount_overlay(&rootfs)
+            .map_err(|e| CriError::Internal(format!("failed to mount rootfs of the container: {e}")))?;
+        let prepared = self.prepare_root(sandbox, &config, &image, &rootfs.merged)?;
+
+        let cgroup = sandbox.record.cgroup.join(id);
+        let cgroup_path = self.cgroups.path(&cgroup).map_err(internal)?;
+        self.cgroups.create(&cgroup_path, &config.resources).map_err(internal)?;
+        let privileged = config.security_context.privileged;
+        if !privileged {
+            self.cgroups.restrict_devices(&cgroup_path).map_err(internal)?;
+        }
+        let devices = if privileged { host_devices(Path::new("/dev")) } else { Vec::new() };
+        let specification = spec::specification(&spec::Input {
+            config: &config,
+            image: &image,
+            user: &prepared.user,
+            rootfs: &rootfs.merged,
+            cwd: &prepared.cwd,
+            hostname: &sandbox.record.config.hostname,
+            binds: &prepared.binds,
+            namespaces: &namespaces,
+            cgroup: &cgroup_path.absolute(),
+            cgroup_v2: self.cgroups.is_v2(),
+            devices_restricted: self.cgroups.restricts_devices(),
+            held_capabilities: self.held_capabilities,
+            devices: &devices,
+        })?;
+        let text = serde_json::to_vec(&specification).map_err(|e| internal(e.into()))?;
+        std::fs::write(dir.join(SPEC_FILE), text).map_err(failed("write", &dir.join(SPEC_FILE)))?;
+
+        let resources = config.resources.clone();
+        let record = ContainerRecord {
+            id: id.to_owned(),
+            sandbox: sandbox.record.id.clone(),
+            pod_uid: sandbox.record.config.metadata.uid.clone(),
+            image_ref: config.image.image.clone(),
+            config,
+            created_at: self.clock.now(),
+            log_path,
+            user: prepared.user,
+            stop_signal,
+            rootfs: rootfs.merged,
+            cgroup,
+            own_pid_namespace,
+        };
+        state::store(&dir, CONTAINER_FILE, &record).map_err(internal)?;
+        Ok(Container::new(record, Phase::Created, resources))
+    }
+
+    fn namespaces(&self, sandbox: &Sandbox, config: &ContainerConfig) -> CriResult<Namespaces> {
+        let pins = self.layout.sandbox_run(&sandbox.record.id).join(NAMESPACES_DIR);
+        let pod = &sandbox.record.config.namespaces;
+        let pinned =
+            |mode: &NamespaceMode, name: &str| (*mode != NamespaceMode::Node).then(|| pins.join(name));
+        let pid = match &config.security_context.namespaces.pid {
+            NamespaceMode::Node => None,
+            NamespaceMode::Container => Some(PathBuf::new()),
+            NamespaceMode::Pod if pod.pid == NamespaceMode::Pod => Some(pins.join("pid")),
+            NamespaceMode::Pod => {
+                return Err(CriError::InvalidArgument(
+                    "the sandbox has no process namespace to share".to_owned(),
+                ));
+            }
+            NamespaceMode::Target(target) => match self.container(&target.0)?.phase() {
+                Phase::Running { pid: Some(pid), .. } => Some(PathBuf::from(format!("/proc/{pid}/ns/pid"))),
+                _ => return Err(CriError::FailedPrecondition(format!("container {target} does not run"))),
+            },
+        };
+        Ok(Namespaces {
+            network: pinned(&pod.network, "net"),
+            uts: pinned(&pod.network, "uts"),
+            ipc: pinned(&pod.ipc, "ipc"),
+            pid,
+        })
+    }
+
+    /// Makes the mounted root file system ready, and learns from it.
+    fn prepare_root(
+        &self,
+        sandbox: &Sandbox,
+        config: &ContainerConfig,
+        image: &ImageRunConfig,
+        mounted: &Path,
+    ) -> CriResult<Prepared> {
+        let root = Root::open(mounted).map_err(failed("open", mounted))?;
+        let bad = |what: &str, e: std::io::Error| CriError::Internal(format!("{what}: {e}"));
+        for name in ["dev", "proc", "sys"] {
+            root.force_directory(name).map_err(|e| bad("prepare rootfs", e))?;
+        }
+        let mut binds = Vec::new();
+        for mount in &config.mounts {
+            if !mount.host_path.exists() {
+                std::fs::create_dir_all(&mount.host_path).map_err(failed("make", &mount.host_path))?;
+            }
+            let source = mount.host_path.canonicalize().map_err(failed("resolve", &mount.host_path))?;
+            binds.push(Bind {
+                source,
+                destination: mount.container_path.clone(),
+                readonly: mount.readonly,
+                propagation: mount.propagation,
+            });
+        }
+        let dir = self.layout.sandbox(&sandbox.record.id);
+        let shm = match sandbox.record.config.namespaces.ipc {
+            NamespaceMode::Node => PathBuf::from("/dev/shm"),
+            _ => self.layout.sandbox_run(&sandbox.record.id).join("shm"),
+        };
+        let readonly = config.security_context.readonly_rootfs;
+        for (source, destination, readonly) in [
+            (shm, "/dev/shm", false),
+            (dir.join("resolv.conf"), "/etc/resolv.conf", readonly),
+            (dir.join("hostname"), "/etc/hostname", readonly),
+        ] {
+            if !binds.iter().any(|b| b.destination == Path::new(destination)) {
+                let propagation = MountPropagation::Private;
+                binds.push(Bind { source, destination: destination.into(), readonly, propagation });
+            }
+        }
+        for bind in &mut binds {
+            let kind = if bind.source.is_dir() { Kind::Directory } else { Kind::File };
+            bind.destination = if in_kernel_file_system(&bind.destination)? {
+                // Made by the OCI library in a file system that is not the image's.
+                bind.destination.clone()
+            } else {
+                let what = format!("mount point {}", bind.destination.display());
+                root.make(&bind.destination, kind).map_err(|e| bad(&what, e))?
+            };
+        }
+        let cwd = match (config.working_dir.as_str(), image.working_dir.as_str()) {
+            ("", "") => "/",
+            ("", dir) | (dir, _) => dir,
+        };
+        if !cwd.starts_with('/') {
+            return Err(CriError::InvalidArgument(format!("working directory {cwd:?} is not absolute")));
+        }
+        let cwd = if in_kernel_file_system(Path::new(cwd))? {
+            PathBuf::from(cwd)
+        } else {
+            root.make(Path::new(cwd), Kind::Directory).map_err(|e| bad("working directory", e))?
+        };
+        let security = &config.security_context;
+        let user = root
+            .resolve_user(&WantedUser {
+                uid: security.run_as_user,
+                gid: security.run_as_group,
+                user: Some(image.user.clone()),
+                supplemental_groups: security.supplemental_groups.clone(),
+            })
+            .map_err(internal)?;
+        Ok(Prepared { user, cwd, binds })
+    }
+
+    pub(super) async fn start(self: Arc<Self>, id: ContainerId) -> CriResult<()> {
+        let container = self.container(&id.0)?;
+        let _turn = container.turn.lock().await;
+        match container.phase() {
+            Phase::Created => {}
+            Phase::Running { .. } => return Ok(()),
+            Phase::Exited { .. } => {
+                return Err(CriError::FailedPrecondition(format!("container {id} has exited")));
+            }
+            Phase::Removed => return Err(CriError::NotFound(format!("container {id} is removed"))),
+        }
+        let record = &container.record;
+        let cgroup = self.cgroups.path(&record.cgroup).map_err(internal)?;
+        let request = Start {
+            container: record.id.clone(),
+            dir: self.layout.container(&record.id),
+            oci_root: self.layout.oci_root(&record.sandbox),
+            log_path: record.log_path.clone(),
+            tty: record.config.tty,
+            stdin: record.config.stdin,
+            uid: u32::try_from(record.user.uid).unwrap_or(0),
+            cgroup_procs: self.cgroups.procs(&cgroup),
+            oom_file: self.cgroups.oom_file(&cgroup),
+            oom_score_adj: record.config.resources.oom_score_adj,
+            kill_stragglers: !record.own_pid_namespace,
+        };
+        let run = self.layout.sandbox_run(&record.sandbox);
+        let mut keeper = Connection::ask(&run, Request::Start(Box::new(request)), &[]).map_err(|e| {
+            CriError::FailedPrecondition(format!("sandbox {} is not running: {e}", record.sandbox))
+        })?;
+        match keeper.reply().await.map_err(internal)? {
+            Some(Reply::Started { pid }) => {
+                let started_at = state::load_start(&self.layout.container(&record.id))
+                    .ok()
+                    .flatten()
+                    .map_or_else(|| self.clock.now(), |start| state::timestamp(start.started_at));
+                container.advance(Phase::Running { pid: u32::try_from(pid).ok(), started_at });
+                self.tell(ContainerEventKind::Started, &record.pod_uid, Some(&record.id));
+                Ok(())
+            }
+            Some(Reply::Failed { message }) => {
+                let exit = self.record_failed_start(record, &message)?;
+                self.exited(&container, exit);
+                Err(CriError::Internal(message))
+            }
+            Some(_) | None => Err(CriError::Internal("the keeper of the sandbox died".to_owned())),
+        }
+    }
+
+    /// The keeper writes this down itself, unless it did not come so far.
+    fn record_failed_start(&self, record: &ContainerRecord, message: &str) -> CriResult<ExitRecord> {
+        let dir = self.layout.container(&record.id);
+        if let Some(exit) = state::load_exit(&dir).map_err(internal)? {
+            return Ok(exit);
+        }
+        let exit = ExitRecord {
+            exit_code: 128,
+            oom_killed: false,
+            finished_at: state::nanos(self.clock.now()),
+            start_error: Some(message.to_owned()),
+        };
+        state::store(&dir, EXIT_FILE, &exit).map_err(internal)?;
+        Ok(exit)
+    }
+
+    /// Asks, waits, kills. Every caller brings a deadline of its own, so the shortest one counts.
+    pub(super) async fn stop(&self, container: &Container, grace: Duration) -> CriResult<()> {
+        if !matches!(container.phase(), Phase::Running { .. }) {
+            return Ok(());
+        }
+        if !grace.is_zero() {
+            if !container.asked_to_stop.swap(true, Ordering::AcqRel) {
+                self.signal(container, container.record.stop_signal).await?;
+            }
+            if self.clock.timeout(grace, container.ended()).await.is_some() {
+                return Ok(());
+            }
+        }
+        self.signal(container, libc::SIGKILL).await?;
+        // The kernel ends it; if the keeper dies meanwhile, whoever watches the keeper says so.
+        container.ended().await;
+        Ok(())
+    }
+
+    async fn signal(&self, container: &Container, signal: i32) -> CriResult<()> {
+        let run = self.layout.sandbox_run(&container.record.sandbox);
+        let request = Request::Signal { container: container.record.id.clone(), signal };
+        match Connection::ask(&run, request, &[]) {
+            Ok(mut keeper) => match keeper.reply().await.map_err(internal)? {
+                Some(Reply::Failed { message }) => Err(CriError::Internal(message)),
+                Some(_) | None => Ok(()),
+            },
+            // No keeper, no process.
+            Err(_) => Ok(()),
+        }
+    }
+
+    pub(super) async fn remove(self: Arc<Self>, container: Arc<Container>) -> CriResult<()> {
+        let _turn = container.turn.lock().await;
+        if container.phase() == Phase::Removed {
+            return Ok(());
+        }
+        self.stop(&container, Duration::ZERO).await?;
+        let (inner, copy) = (Arc::clone(&self), Arc::clone(&container));
+        blocking(move || inner.clear_container(&copy.record.id, &copy.record.cgroup)).await?;
+        lock(&self.index).containers.remove(&container.record.id);
+        container.advance(Phase::Removed);
+        self.tell(ContainerEventKind::Deleted, &container.record.pod_uid, Some(&container.record.id));
+        Ok(())
+    }
+
+    /// Takes back all that a container has, at whatever point its making or removing stopped.
+    pub(super) fn clear_container(&self, id: &str, cgroup: &Path) -> CriResult<()> {
+        let dir = self.layout.container(id);
+        // First the record: from here on it is a leftover, whatever happens.
+        match std::fs::remove_file(dir.join(CONTAINER_FILE)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(internal(error)),
+            Ok(()) | Err(_) => {}
+        }
+        let cgroup = self.cgroups.path(cgroup).map_err(internal)?;
+        self.cgroups.kill(&cgroup).map_err(internal)?;
+        self.cgroups.remove(&cgroup).map_err(internal)?;
+        unmount_roots_of(id).map_err(internal)?;
+        self.images.release_rootfs(id)?;
+        state::remove_tree(&dir).map_err(failed("remove", &dir))
+    }
+
+    pub(super) async fn update(
+        self: Arc<Self>,
+        id: ContainerId,
+        changed: LinuxContainerResources,
+    ) -> CriResult<()> {
+        let container = self.container(&id.0)?;
+        let _turn = container.turn.lock().await;
+        let container = Arc::clone(&container);
+        blocking(move || {
+            let cgroup = self.cgroups.path(&container.record.cgroup).map_err(internal)?;
+            self.cgroups.update(&cgroup, &changed).map_err(internal)?;
+            let merged = merge(&lock(&container.resources), changed);
+            state::store(&self.layout.container(&id.0), RESOURCES_FILE, &merged).map_err(internal)?;
+            *lock(&container.resources) = merged;
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn reopen_log(&self, id: &ContainerId) -> CriResult<()> {
+        let container = self.container(&id.0)?;
+        if !matches!(container.phase(), Phase::Running { .. }) {
+            return Err(CriError::FailedPrecondition(format!("container {id} is not running")));
+        }
+        let run = self.layout.sandbox_run(&container.record.sandbox);
+        let request = Request::ReopenLog { container: id.0.clone() };
+        let mut keeper = Connection::ask(&run, request, &[]).map_err(internal)?;
+        match keeper.reply().await.map_err(internal)? {
+            Some(Reply::Done) => Ok(()),
+            Some(Reply::Failed { message }) => Err(CriError::Internal(message)),
+            Some(_) | None => Err(CriError::Internal("the keeper of the sandbox died".to_owned())),
+        }
+    }
+}
+
+struct Prepared {
+    user: coracle_cri::ContainerUser,
+    cwd: PathBuf,
+    binds: Vec<Bind>,
+}
+
+fn merge(old: &LinuxContainerResources, new: LinuxContainerResources) -> LinuxContainerResources {
+    let old = old.clone();
+    let mut unified = old.unified;
+    unified.extend(new.unified);
+    LinuxContainerResources {
+        cpu_period: new.cpu_period.or(old.cpu_period),
+        cpu_quota: new.cpu_quota.or(old.cpu_quota),
+        cpu_shares: new.cpu_shares.or(old.cpu_shares),
+        memory_limit_in_bytes: new.memory_limit_in_bytes.or(old.memory_limit_in_bytes),
+        oom_score_adj: new.oom_score_adj.or(old.oom_score_adj),
+        cpuset_cpus: new.cpuset_cpus.or(old.cpuset_cpus),
+        pids_limit: new.pids_limit.or(old.pids_limit),
+        unified,
+    }
+}
+
+/// `/dev`, `/proc` and `/sys` are mounted over in the container: what lies in them is not the image's.
+fn in_kernel_file_system(path: &Path) -> CriResult<bool> {
+    if path.components().any(|c| c == Component::ParentDir) {
+        return Err(CriError::InvalidArgument(format!("path {:?} contains \"..\"", path.display())));
+    }
+    Ok(["/dev", "/proc", "/sys"].iter().any(|top| path.starts_with(top)))
+}
+
+fn log_path(directory: &Path, name: &Path) -> CriResult<PathBuf> {
+    if name.as_os_str().is_empty() || directory.as_os_str().is_empty() {
+        return Ok(PathBuf::from("/dev/null"));
+    }
+    if !name.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir)) {
+        return Err(CriError::InvalidArgument(format!("invalid log path {:?}", name.display())));
+    }
+    let path = directory.join(name);
+    let parent = path.parent().unwrap_or(directory);
+    std::fs::create_dir_all(parent).map_err(failed("make", parent))?;
+    Ok(path)
+}
+
+fn stop_signal(config: &ContainerConfig, image: &ImageRunConfig) -> CriResult<i32> {
+    let name = match (config.stop_signal.as_str(), image.stop_signal.as_str()) {
+        ("", "") => return Ok(libc::SIGTERM),
+        ("", name) | (name, _) => name,
+    };
+    let unknown = || CriError::InvalidArgument(format!("unknown signal {name:?}"));
+    if let Ok(number) = name.parse::<i32>() {
+        return if (1..=64).contains(&number) { Ok(number) } else { Err(unknown()) };
+    }
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = bare.strip_prefix("RTMIN") {
+        let offset: i32 = offset
+            .trim_start_matches('+')
+            .parse()
+            .or_else(|e| if offset.is_empty() { Ok(0) } else { Err(e) })
+            .map_err(|_| unknown())?;
+        return Some(34 + offset).filter(|n| (34..=64).contains(n)).ok_or_else(unknown);
+    }
+    if let Some(offset) = bare.strip_prefix("RTMAX") {
+        let offset: i32 = offset
+            .trim_start_matches('-')
+            .parse()
+            .or_else(|e| if offset.is_empty() { Ok(0) } else { Err(e) })
+            .map_err(|_| unknown())?;
+        return Some(64 - offset).filter(|n| (34..=64).contains(n)).ok_or_else(unknown);
+    }
+    format!("SIG{bare}").parse::<Signal>().map(|signal| signal as i32).map_err(|_| unknown())
+}
+
+/// Unmounts what is mounted for a container: wherever the image store put it, its directory is named after it.
+pub(super) fn unmount_roots_of(id: &str) -> std::io::Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    for point in mount_points(&mounts).into_iter().rev() {
+        if point.components().any(|c| c.as_os_str() == id) {
+            rootfs::unmount_all(&point)?;
+        }
+    }
+    Ok(())
+}
+
+/// Mount points in the order in which they were mounted.
+pub(super) fn mount_points(mountinfo: &str) -> Vec<PathBuf> {
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|text| PathBuf::from(unescape(text)))
+        .collect()
+}
+
+/// The kernel writes blanks and backslashes of paths as octal numbers.
+fn unescape(text: &str) -> String {
+    let mut out = Vec::new();
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        if byte == b'\\' {
+            let digits: Vec<u8> = bytes.by_ref().take(3).collect();
+            let code = std::str::from_utf8(&digits).ok().and_then(|d| u8::from_str_radix(d, 8).ok());
+            out.push(code.unwrap_or(b'\\'));
+        } else {
+            out.push(byte);
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// The device nodes of the host, for a privileged container.
+fn host_devices(dir: &Path) -> Vec<Device> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let mut devices = Vec::new();
+    let Ok(entries) = std::fs::read_dir(dir) else { return devices };
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else { continue };
+        let path = entry.path();
+        if kind.is_dir() {
+            // These are mounts of the container's own.
+            if !["pts", "shm", "fd", "mqueue"].iter().any(|own| path.ends_with(own)) {
+                devices.extend(host_devices(&path));
+            }
+        } else if (kind.is_block_device() || kind.is_char_device()) && !path.ends_with("console") {
+            let Ok(stat) = entry.metadata() else { continue };
+            devices.push(Device {
+                path,
+                block: kind.is_block_device(),
+                major: rustix::fs::major(stat.rdev()),
+                minor: rustix::fs::minor(stat.rdev()),
+                mode: stat.mode() & 0o7777,
+                uid: stat.uid(),
+                gid: stat.gid(),
+            });
+        }
+    }
+    devices.sort_by(|a, b| a.path.cmp(&b.path));
+    devices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stop_signals_are_names_or_numbers() {
+        let signal = |name: &str| {
+            stop_signal(
+                &ContainerConfig { stop_signal: name.into(), ..Default::default() },
+                &ImageRunConfig::default(),
+            )
+        };
+        assert_eq!(signal(""), Ok(15));
+        assert_eq!(signal("SIGQUIT"), Ok(3));
+        assert_eq!(signal("usr1"), Ok(10));
+        assert_eq!(signal("9"), Ok(9));
+        assert_eq!(signal("SIGRTMIN+3"), Ok(37));
+        assert_eq!(signal("SIGRTMAX-1"), Ok(63));
+        assert!(signal("SIGFOO").is_err());
+    }
+
+    #[test]
+    fn log_paths_stay_in_their_directory() {
+        assert_eq!(log_path(Path::new(""), Path::new("")).unwrap(), Path::new("/dev/null"));
+        assert!(log_path(Path::new("/nowhere"), Path::new("../x.log")).is_err());
+        assert!(log_path(Path::new("/nowhere"), Path::new("/etc/x")).is_err());
+    }
+
+    #[test]
+    fn mount_points_with_blanks_are_read() {
+        assert_eq!(mount_points("1 0 0:1 / /a\\040b rw - tmpfs x rw"), [PathBuf::from("/a b")]);
+    }
+}

@@ -1,0 +1,479 @@
+//! Sandboxes: made, stopped, removed, watched over.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use coracle_cri::{
+    ContainerEventKind, CriError, CriResult, DnsConfig, NamespaceMode, PodNetworkRequest, PodSandboxConfig,
+    PodSandboxId,
+};
+use coracle_keeper::{NAMESPACES_DIR, Reply, Request, SETUP_FILE, SandboxSetup};
+use rustix::mount::{MountFlags, mount};
+use tokio::sync::watch;
+
+use super::keeper::Connection;
+use super::rootfs::unmount_all;
+use super::state::{self, SANDBOX_FILE, SandboxPhase, SandboxRecord};
+use super::{
+    Container, Inner, KEEPERS_CGROUP, Phase, Sandbox, SandboxState, blocking, failed, internal, lock,
+};
+
+/// Size of `/dev/shm`, as containerd has it.
+const SHM_OPTIONS: &std::ffi::CStr = c"mode=1777,size=67108864";
+
+/// How long a keeper may take to end what it was told to end.
+const KEEPER_END_LIMIT: Duration = Duration::from_secs(30);
+
+impl Sandbox {
+    pub(super) fn new(record: SandboxRecord) -> Arc<Self> {
+        let state = SandboxState { phase: record.phase, ips: record.ips.clone() };
+        Arc::new(Sandbox {
+            record,
+            state: Mutex::new(state),
+            turn: tokio::sync::Mutex::default(),
+            ending: AtomicBool::new(false),
+            gone: watch::Sender::new(false),
+        })
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        lock(&self.state).phase == SandboxPhase::Ready
+    }
+
+    pub(super) fn own_network(&self) -> bool {
+        own_network(&self.record.config)
+    }
+}
+
+pub(super) fn own_network(config: &PodSandboxConfig) -> bool {
+    config.namespaces.network != NamespaceMode::Node
+}
+
+fn own_ipc(config: &PodSandboxConfig) -> bool {
+    config.namespaces.ipc != NamespaceMode::Node
+}
+
+impl Inner {
+    pub(super) async fn run_sandbox(self: Arc<Self>, config: PodSandboxConfig) -> CriResult<PodSandboxId> {
+        let metadata = &config.metadata;
+        let making = self.making(&format!("sandbox/{}/{}", metadata.uid, metadata.attempt));
+        let _turn = making.lock().await;
+        let existing = lock(&self.index)
+            .sandboxes
+            .values()
+            .find(|s| {
+                s.record.config.metadata.uid == metadata.uid
+                    && s.record.config.metadata.attempt == metadata.attempt
+            })
+            .cloned();
+        if let Some(existing) = existing {
+            return Ok(PodSandboxId(existing.record.id.clone()));
+        }
+        check_sysctls(&config)?;
+
+        let id = self.new_id();
+        let cgroup = match config.cgroup_parent.as_str() {
+            "" => PathBuf::from(format!("pods/{id}")),
+            parent => PathBuf::from(parent),
+        };
+        let mut record = SandboxRecord {
+            id: id.clone(),
+            config,
+            created_at: self.clock.now(),
+            cgroup,
+            phase: SandboxPhase::Creating,
+            ips: Vec::new(),
+        };
+        match self.make_sandbox(&mut record).await {
+            Ok((child, events)) => {
+                let sandbox = Sandbox::new(record);
+                lock(&self.index).sandboxes.insert(id.clone(), Arc::clone(&sandbox));
+                self.watch_keeper(sandbox, events, Some(child));
+                Ok(PodSandboxId(id))
+            }
+            Err(error) => {
+                if let Err(leftover) = self.take_back(&record).await {
+                    tracing::warn!(sandbox = %id, error = %leftover, "a sandbox that could not be made leaves something behind");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make_sandbox(self: &Arc<Self>, record: &mut SandboxRecord) -> CriResult<(Child, Connection)> {
+        let (inner, copy) = (Arc::clone(self), record.clone());
+        let (child, mut events) = blocking(move || inner.prepare_sandbox(&copy)).await?;
+        match events.reply().await.map_err(internal)? {
+            Some(Reply::Hello { .. }) => {}
+            Some(Reply::Failed { message }) => {
+                return Err(CriError::Internal(format!("failed to set up sandbox: {message}")));
+            }
+            Some(_) | None => {
+                let log = self.layout.sandbox_run(&record.id).join("keeper.log");
+                let said = std::fs::read_to_string(log).unwrap_or_default();
+                return Err(CriError::Internal(format!("failed to set up sandbox: {}", said.trim())));
+            }
+        }
+        if own_network(&record.config) {
+            let status = self
+                .network
+                .setup(&PodNetworkRequest {
+                    sandbox: PodSandboxId(record.id.clone()),
+                    netns: self.netns(&record.id),
+                    pod_namespace: record.config.metadata.namespace.clone(),
+                    pod_name: record.config.metadata.name.clone(),
+                    port_mappings: record.config.port_mappings.clone(),
+                })
+                .await?;
+            record.ips = status.ips;
+        }
+        record.phase = SandboxPhase::Ready;
+        let (dir, copy) = (self.layout.sandbox(&record.id), record.clone());
+        blocking(move || state::store(&dir, SANDBOX_FILE, &copy).map_err(internal)).await?;
+        Ok((child, events))
+    }
+
+    /// Directories, files, control group and keeper.
+    fn prepare_sandbox(&self, record: &SandboxRecord) -> CriResult<(Child, Connection)> {
+        let (dir, run) = (self.layout.sandbox(&record.id), self.layout.sandbox_run(&record.id));
+        state::make_private_dir(&dir).map_err(failed("make", &dir))?;
+        state::make_private_dir(&run).map_err(failed("make", &run))?;
+        state::store(&dir, SANDBOX_FILE, record).map_err(internal)?;
+
+        let config = &record.config;
+        if !config.log_directory.as_os_str().is_empty() {
+            std::fs::create_dir_all(&config.log_directory).map_err(failed("make", &config.log_directory))?;
+        }
+        let resolv_conf = resolv_conf(&config.dns_config)
+            .unwrap_or_else(|| std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+        let hostname = if own_network(config) {
+            config.hostname.clone()
+        } else {
+            rustix::system::uname().nodename().to_string_lossy().into_owned()
+        };
+        for (name, text) in [("resolv.conf", resolv_conf), ("hostname", format!("{hostname}\n"))] {
+            // Readable by every user of the container, in a directory that only root enters.
+            std::fs::write(dir.join(name), text).map_err(failed("write", &dir.join(name)))?;
+        }
+        if own_ipc(config) {
+            let shm = run.join("shm");
+            state::make_private_dir(&shm).map_err(failed("make", &shm))?;
+            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+            mount("shm", &shm, "tmpfs", flags, Some(SHM_OPTIONS))
+                .map_err(|e| failed("mount", &shm)(e.into()))?;
+        }
+        let cgroup = self.cgroups.path(&record.cgroup).map_err(internal)?;
+        self.cgroups.create(&cgroup, &config.resources).map_err(internal)?;
+
+        let keepers = self.cgroups.path(Path::new(KEEPERS_CGROUP)).map_err(internal)?;
+        let setup = SandboxSetup {
+            hostname: config.hostname.clone(),
+            own_network: own_network(config),
+            own_ipc: own_ipc(config),
+            shared_pid: config.namespaces.pid == NamespaceMode::Pod,
+            sysctls: config.sysctls.clone(),
+            cgroup_procs: self.cgroups.procs(&keepers),
+        };
+        let text = serde_json::to_vec(&setup).map_err(|e| internal(e.into()))?;
+        std::fs::write(run.join(SETUP_FILE), text).map_err(failed("write", &run))?;
+        let child =
+            self.keeper.spawn(&run).map_err(|e| CriError::Internal(format!("start a keeper: {e}")))?;
+        let events = Connection::ask(&run, Request::Subscribe, &[])
+            .map_err(|e| CriError::Internal(format!("talk to the keeper: {e}")))?;
+        Ok((child, events))
+    }
+
+    pub(super) fn netns(&self, sandbox: &str) -> PathBuf {
+        self.layout.sandbox_run(sandbox).join(NAMESPACES_DIR).join("net")
+    }
+
+    /// Listens to a keeper until it goes.
+    pub(super) fn watch_keeper(
+        self: &Arc<Self>,
+        sandbox: Arc<Sandbox>,
+        mut events: Connection,
+        child: Option<Child>,
+    ) {
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            loop {
+                match events.reply().await {
+                    Ok(Some(Reply::Exited { container })) => inner.clone().notice_exit(&container).await,
+                    Ok(Some(Reply::Done) | None) => break,
+                    Ok(Some(_)) => {}
+                    Err(error) => {
+                        tracing::warn!(sandbox = %sandbox.record.id, %error, "lost the keeper");
+                        break;
+                    }
+                }
+            }
+            if let Some(mut child) = child {
+                let _ = blocking(move || child.wait().map_err(internal)).await;
+            }
+            inner.keeper_gone(&sandbox).await;
+            sandbox.gone.send_replace(true);
+        });
+    }
+
+    /// Reads how a container ended and lets everyone know.
+    async fn notice_exit(self: Arc<Self>, id: &str) {
+        let Ok(container) = self.container(id) else { return };
+        let dir = self.layout.container(id);
+        match blocking(move || state::load_exit(&dir).map_err(internal)).await {
+            Ok(Some(exit)) => self.exited(&container, exit),
+            Ok(None) => tracing::error!(container = id, "a container ended without a record"),
+            Err(error) => tracing::error!(container = id, %error, "the record of an exit cannot be read"),
+        }
+    }
+
+    pub(super) fn exited(&self, container: &Container, exit: coracle_keeper::ExitRecord) {
+        let started_at = match container.phase() {
+            Phase::Running { started_at, .. } => Some(started_at),
+            Phase::Created if exit.start_error.is_none() => {
+                let start = state::load_start(&self.layout.container(&container.record.id)).ok().flatten();
+                start.map(|record| state::timestamp(record.started_at))
+            }
+            Phase::Created | Phase::Exited { .. } | Phase::Removed => None,
+        };
+        if container.advance(Phase::Exited { started_at, exit }) {
+            self.tell(ContainerEventKind::Stopped, &container.record.pod_uid, Some(&container.record.id));
+        }
+    }
+
+    /// A keeper has gone. If nobody told it to, what it kept is killed: nobody could say how it ends.
+    async fn keeper_gone(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let accident = !sandbox.ending.load(Ordering::Acquire);
+        if accident {
+            tracing::error!(sandbox = %sandbox.record.id, "the keeper died; its containers are killed");
+        }
+        let (inner, copy) = (Arc::clone(self), Arc::clone(sandbox));
+        let killed = blocking(move || inner.kill_and_record(&copy)).await;
+        if let Err(error) = killed {
+            tracing::error!(sandbox = %sandbox.record.id, %error, "cannot clean up after a keeper");
+        }
+        if accident {
+            self.mark_stopped(sandbox).await;
+            self.tell(ContainerEventKind::SandboxChanged, &sandbox.record.config.metadata.uid, None);
+        }
+    }
+
+    /// Kills what is left in a sandbox without a keeper, and writes down the ends that nobody saw.
+    pub(super) fn kill_and_record(&self, sandbox: &Sandbox) -> CriResult<()> {
+        let cgroup = self.cgroups.path(&sandbox.record.cgroup).map_err(internal)?;
+        self.cgroups.kill(&cgroup).map_err(internal)?;
+        for container in self.containers_of(&sandbox.record.id) {
+            if matches!(container.phase(), Phase::Exited { .. } | Phase::Removed) {
+                continue;
+            }
+            let dir = self.layout.container(&container.record.id);
+            let exit = match state::load_exit(&dir).map_err(internal)? {
+                Some(exit) => exit,
+                None if container.phase() == Phase::Created
+                    && state::load_start(&dir).map_err(internal)?.is_none() =>
+                {
+                    continue;
+                }
+                None => {
+                    let exit = coracle_keeper::ExitRecord {
+                        exit_code: 255,
+                        oom_killed: false,
+                        finished_at: state::nanos(self.clock.now()),
+                        start_error: None,
+                    };
+                    state::store(&dir, coracle_keeper::EXIT_FILE, &exit).map_err(internal)?;
+                    exit
+                }
+            };
+            self.exited(&container, exit);
+        }
+        Ok(())
+    }
+
+    async fn mark_stopped(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        let ips = {
+            let mut state = lock(&sandbox.state);
+            state.phase = SandboxPhase::Stopped;
+            state.ips.clone()
+        };
+        let record = SandboxRecord { phase: SandboxPhase::Stopped, ips, ..sandbox.record.clone() };
+        let dir = self.layout.sandbox(&record.id);
+        if let Err(error) =
+            blocking(move || state::store(&dir, SANDBOX_FILE, &record).map_err(internal)).await
+        {
+            tracing::error!(sandbox = %sandbox.record.id, %error, "cannot write down that a sandbox has stopped");
+        }
+    }
+
+    pub(super) async fn stop_sandbox(self: Arc<Self>, id: PodSandboxId) -> CriResult<()> {
+        let Ok(sandbox) = self.sandbox(&id.0) else { return Ok(()) };
+        let _turn = sandbox.turn.lock().await;
+        self.stop_sandbox_in_turn(&sandbox).await
+    }
+
+    async fn stop_sandbox_in_turn(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> CriResult<()> {
+        let containers = self.containers_of(&sandbox.record.id);
+        futures::future::try_join_all(containers.iter().map(|c| self.stop(c, Duration::ZERO))).await?;
+        if self.layout.sandbox_run(&sandbox.record.id).exists() {
+            self.end_keeper(sandbox).await?;
+            if sandbox.own_network() {
+                self.network.teardown(&PodSandboxId(sandbox.record.id.clone())).await?;
+            }
+            let (inner, id) = (Arc::clone(self), sandbox.record.id.clone());
+            blocking(move || inner.remove_run_dir(&id)).await?;
+        }
+        if sandbox.is_ready() {
+            self.mark_stopped(sandbox).await;
+            self.tell(ContainerEventKind::SandboxChanged, &sandbox.record.config.metadata.uid, None);
+        }
+        Ok(())
+    }
+
+    /// Tells the keeper to end and waits until it has.
+    async fn end_keeper(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> CriResult<()> {
+        if *sandbox.gone.borrow() {
+            return Ok(());
+        }
+        sandbox.ending.store(true, Ordering::Release);
+        let run = self.layout.sandbox_run(&sandbox.record.id);
+        match Connection::ask(&run, Request::Shutdown, &[]) {
+            Ok(_connection) => {
+                let mut gone = sandbox.gone.subscribe();
+                let ended = self.clock.timeout(KEEPER_END_LIMIT, gone.wait_for(|gone| *gone)).await;
+                ended
+                    .map(|_| ())
+                    .ok_or_else(|| CriError::DeadlineExceeded("the sandbox's keeper does not end".to_owned()))
+            }
+            // No keeper: there is nothing to end.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn remove_run_dir(&self, id: &str) -> CriResult<()> {
+        let run = self.layout.sandbox_run(id);
+        for name in ["net", "uts", "ipc", "pid"] {
+            let pin = run.join(NAMESPACES_DIR).join(name);
+            unmount_all(&pin).map_err(failed("unmount", &pin))?;
+        }
+        let shm = run.join("shm");
+        unmount_all(&shm).map_err(failed("unmount", &shm))?;
+        state::remove_tree(&run).map_err(failed("remove", &run))
+    }
+
+    pub(super) async fn remove_sandbox(self: Arc<Self>, id: PodSandboxId) -> CriResult<()> {
+        let Ok(sandbox) = self.sandbox(&id.0) else { return Ok(()) };
+        let _turn = sandbox.turn.lock().await;
+        self.stop_sandbox_in_turn(&sandbox).await?;
+        for container in self.containers_of(&id.0) {
+            Arc::clone(&self).remove(container).await?;
+        }
+        self.take_back(&sandbox.record).await?;
+        lock(&self.index).sandboxes.remove(&id.0);
+        Ok(())
+    }
+
+    /// Takes back all that a sandbox has, at whatever point its making or removing stopped.
+    pub(super) async fn take_back(self: &Arc<Self>, record: &SandboxRecord) -> CriResult<()> {
+        let run = self.layout.sandbox_run(&record.id);
+        if let Ok(mut keeper) = Connection::ask(&run, Request::Shutdown, &[]) {
+            // Until it has closed its side.
+            let _ = self.clock.timeout(KEEPER_END_LIMIT, keeper.reply()).await;
+        }
+        if own_network(&record.config) {
+            self.network.teardown(&PodSandboxId(record.id.clone())).await?;
+        }
+        let (inner, id, cgroup) = (Arc::clone(self), record.id.clone(), record.cgroup.clone());
+        blocking(move || {
+            let dir = inner.layout.sandbox(&id);
+            let cgroup = inner.cgroups.path(&cgroup).map_err(internal)?;
+            inner.cgroups.kill(&cgroup).map_err(internal)?;
+            inner.cgroups.remove(&cgroup).map_err(internal)?;
+            inner.remove_run_dir(&id)?;
+            // First the record: from here on it is a leftover, whatever happens.
+            match std::fs::remove_file(dir.join(SANDBOX_FILE)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(internal(error)),
+                Ok(()) | Err(_) => {}
+            }
+            state::remove_tree(&dir).map_err(failed("remove", &dir))
+        })
+        .await
+    }
+}
+
+/// The text of `/etc/resolv.conf`; `None` leaves the node's.
+fn resolv_conf(dns: &DnsConfig) -> Option<String> {
+    if *dns == DnsConfig::default() {
+        return None;
+    }
+    let mut text = String::new();
+    if !dns.searches.is_empty() {
+        text.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        text.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        text.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    Some(text)
+}
+
+/// Only what belongs to namespaces of the Pod may be set.
+fn check_sysctls(config: &PodSandboxConfig) -> CriResult<()> {
+    let own: BTreeMap<&str, bool> = [
+        ("net.", own_network(config)),
+        ("kernel.shm", own_ipc(config)),
+        ("kernel.msg", own_ipc(config)),
+        ("kernel.sem", own_ipc(config)),
+        ("fs.mqueue.", own_ipc(config)),
+    ]
+    .into();
+    for name in config.sysctls.keys() {
+        let safe = !name.contains("..") && !name.contains('/');
+        if !safe || !own.iter().any(|(prefix, own)| *own && name.starts_with(prefix)) {
+            return Err(CriError::InvalidArgument(format!(
+                "sysctl {name:?} is not in a separate kernel namespace"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolv_conf_is_written_in_upstreams_order() {
+        let dns = DnsConfig {
+            servers: vec!["10.96.0.10".into()],
+            searches: vec!["default.svc.cluster.local".into(), "cluster.local".into()],
+            options: vec!["ndots:5".into()],
+        };
+        assert_eq!(
+            resolv_conf(&dns).unwrap(),
+            "search default.svc.cluster.local cluster.local\nnameserver 10.96.0.10\noptions ndots:5\n"
+        );
+        assert_eq!(resolv_conf(&DnsConfig::default()), None);
+    }
+
+    #[test]
+    fn only_the_pods_own_kernel_parameters_may_be_set() {
+        let check = |name: &str, network: NamespaceMode| {
+            let mut config = PodSandboxConfig {
+                sysctls: [(name.to_owned(), "1".to_owned())].into(),
+                ..Default::default()
+            };
+            config.namespaces.network = network;
+            check_sysctls(&config).is_ok()
+        };
+        assert!(check("net.ipv4.ip_forward", NamespaceMode::Pod));
+        assert!(!check("net.ipv4.ip_forward", NamespaceMode::Node));
+        assert!(!check("kernel.hostname", NamespaceMode::Pod));
+        assert!(!check("net.../../kernel/core_pattern", NamespaceMode::Pod));
+    }
+}

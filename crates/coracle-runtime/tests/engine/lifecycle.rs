@@ -1,0 +1,203 @@
+//! Run, log, end, stop, remove.
+
+use std::time::Duration;
+
+use coracle_cri::{
+    ContainerFilter, ContainerState, CriError, EnvVar, Mount, MountPropagation, NamespaceMode,
+    PodSandboxState, RuntimeService,
+};
+
+use crate::host::{Host, container, log, output, run, shell, wait_for_exit};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_runs_logs_and_ends() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let id = run(&host, &runtime, &shell("echo one; echo two >&2; printf three; exit 3")).await;
+    let status = wait_for_exit(&runtime, &id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (Some(3), "Error"));
+    assert!(status.started_at.unwrap() <= status.finished_at.unwrap());
+    let mut lines = log(&status);
+    lines.sort();
+    assert_eq!(lines, ["stderr F two", "stdout F one", "stdout P three"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_container_sees() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let volume = host.dir.path().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    std::fs::write(volume.join("file"), "from the volume\n").unwrap();
+    let mut config = shell(
+        "hostname; cat /etc/hostname; echo $A; readlink /proc/self; cat /data/file; touch /data/x 2>/dev/null || echo readonly; \
+         id -u; id -g; ls /proc/self/fd | head -n 9; cat /proc/sys/kernel/random/uuid >/dev/null; echo x > /dev/shm/x; \
+         touch /proc/sys/x 2>/dev/null || echo masked; ls /sys/class/net",
+    );
+    config.envs = vec![EnvVar { key: "A".into(), value: "b c".into() }];
+    config.security_context.run_as_user = Some(101);
+    config.mounts = vec![Mount {
+        container_path: "/data".into(),
+        host_path: volume,
+        readonly: true,
+        propagation: MountPropagation::Private,
+    }];
+    let text = output(&host, &runtime, &config).await;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], lines[1], "{text}");
+    assert_eq!(&lines[2..8], ["b c", "4", "from the volume", "readonly", "101", "102"], "{text}");
+    // 3 is the directory that `ls` reads.
+    assert_eq!(&lines[8..12], ["0", "1", "2", "3"], "no descriptor of the engine leaks: {text}");
+    assert_eq!(&lines[12..], ["masked", "lo"], "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_cannot_be_executed_is_an_error_of_the_start() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let pod = host.pod("nope");
+    let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+    for (name, command, message) in [
+        ("a", "nope", "exec: \"nope\": executable file not found in $PATH"),
+        ("b", "/nope", "exec: \"/nope\": stat /nope: no such file or directory"),
+        ("c", "/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
+    ] {
+        let config = coracle_cri::ContainerConfig { name: name.into(), ..container(&[command]) };
+        let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
+        let error = runtime.start_container(&id).await.unwrap_err();
+        assert_eq!(error, CriError::Internal(message.into()));
+        let status = runtime.container_status(&id).await.unwrap();
+        assert_eq!(status.container.state, ContainerState::Exited);
+        assert_eq!((status.exit_code, status.reason.as_str()), (Some(128), "StartError"));
+        assert_eq!(status.message, message);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_asks_first_and_a_shorter_grace_wins() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let polite =
+        run(&host, &runtime, &shell("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 0.05; done"))
+            .await;
+    while log(&runtime.container_status(&polite).await.unwrap()).is_empty() {
+        host.clock.sleep(Duration::from_millis(5)).await;
+    }
+    runtime.stop_container(&polite, Duration::from_secs(60)).await.unwrap();
+    let status = runtime.container_status(&polite).await.unwrap();
+    assert_eq!(status.exit_code, Some(7), "{:?}", log(&status));
+
+    let deaf = run(&host, &runtime, &shell("trap '' TERM; while :; do sleep 1; done")).await;
+    let before = host.clock.elapsed();
+    let long = runtime.stop_container(&deaf, Duration::from_secs(600));
+    let short = async {
+        host.clock.sleep(Duration::from_millis(50)).await;
+        runtime.stop_container(&deaf, Duration::from_millis(50)).await
+    };
+    let (long, short) = futures::join!(long, short);
+    long.unwrap();
+    short.unwrap();
+    assert!(host.clock.elapsed() - before < Duration::from_secs(60));
+    assert_eq!(runtime.container_status(&deaf).await.unwrap().exit_code, Some(137));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_exit_of_a_fast_program_is_lost() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let pod = host.pod("fast");
+    let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+    for attempt in 0..200 {
+        let config = coracle_cri::ContainerConfig {
+            attempt,
+            log_path: format!("main/{attempt}.log").into(),
+            ..shell(&format!("echo {attempt}; exit {}", attempt % 7))
+        };
+        let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
+        runtime.start_container(&id).await.unwrap();
+        let status = wait_for_exit(&runtime, &id).await;
+        assert_eq!(status.exit_code, Some((attempt % 7).cast_signed()));
+        assert_eq!(log(&status), [format!("stdout F {attempt}")]);
+        runtime.remove_container(&id).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_over_the_limit_is_told_as_such() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    // The shell takes what it reads without a line end into memory.
+    let mut config =
+        shell("x=$(dd if=/dev/zero bs=1M count=200 2>/dev/null | busybox tr '\\0' a); echo survived");
+    config.resources.memory_limit_in_bytes = Some(32 << 20);
+    let id = run(&host, &runtime, &config).await;
+    let status = wait_for_exit(&runtime, &id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (Some(137), "OOMKilled"), "{:?}", log(&status));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn making_is_idempotent_and_removing_leaves_nothing() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let pod = host.pod("twice");
+    let (a, b) = futures::join!(runtime.run_pod_sandbox(&pod), runtime.run_pod_sandbox(&pod));
+    let sandbox = a.unwrap();
+    assert_eq!(sandbox, b.unwrap());
+    let config = shell("while :; do sleep 1; done");
+    let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
+    assert_eq!(id, runtime.create_container(&sandbox, &config, &pod).await.unwrap());
+    runtime.start_container(&id).await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    runtime.stop_pod_sandbox(&sandbox).await.unwrap();
+    let status = runtime.pod_sandbox_status(&sandbox).await.unwrap();
+    assert_eq!(status.sandbox.state, PodSandboxState::NotReady);
+    assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(137));
+    runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    runtime.remove_container(&id).await.unwrap();
+    assert!(matches!(runtime.container_status(&id).await, Err(CriError::NotFound(_))));
+    assert!(runtime.list_containers(&ContainerFilter::default()).await.unwrap().is_empty());
+    let leftovers: Vec<String> = host.leftovers().into_iter().filter(|l| !l.starts_with("cgroup")).collect();
+    assert!(leftovers.is_empty(), "{leftovers:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shared_process_namespace_shows_the_others() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let mut pod = host.pod("shared");
+    pod.namespaces.pid = NamespaceMode::Pod;
+    let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+    let mut ids = Vec::new();
+    for (name, script) in [
+        ("a", "exec sleep 4321"),
+        ("b", "cat /proc/[0-9]*/cmdline | busybox tr '\\0' ' '; echo; sleep 4322 &"),
+    ] {
+        let mut config = shell(script);
+        config.name = name.into();
+        config.log_path = format!("{name}.log").into();
+        config.security_context.namespaces.pid = NamespaceMode::Pod;
+        let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
+        runtime.start_container(&id).await.unwrap();
+        ids.push(id);
+    }
+    let status = wait_for_exit(&runtime, &ids[1]).await;
+    assert!(log(&status)[0].contains("sleep 4321"), "{:?}", log(&status));
+    runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_pods_at_once() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let configs: Vec<_> = (0..40).map(|_| shell("echo here; exec sleep 1000")).collect();
+    let ids = futures::future::join_all(configs.iter().map(|config| run(&host, &runtime, config))).await;
+    for id in &ids {
+        assert_eq!(runtime.container_status(id).await.unwrap().container.state, ContainerState::Running);
+    }
+    let sandboxes = runtime.list_pod_sandboxes(&coracle_cri::PodSandboxFilter::default()).await.unwrap();
+    assert_eq!(sandboxes.len(), 40);
+    let removed =
+        futures::future::join_all(sandboxes.iter().map(|s| runtime.remove_pod_sandbox(&s.id))).await;
+    assert!(removed.iter().all(Result::is_ok), "{removed:?}");
+}

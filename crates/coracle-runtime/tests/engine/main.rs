@@ -1,0 +1,9 @@
+//! The engine on the real kernel, with busybox as its image. Needs root and `/bin/busybox`.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod attacks;
+mod exec;
+mod host;
+mod lifecycle;
+mod restart;

@@ -1,0 +1,96 @@
+//! The daemon goes, the containers stay.
+
+use std::time::Duration;
+
+use coracle_cri::{ContainerState, PodSandboxState, RuntimeService};
+use coracle_runtime::EmbeddedRuntime;
+
+use crate::host::{Host, run, shell, wait_for_exit};
+
+/// Runs a first daemon on a Tokio runtime of its own and then drops all of it: nothing of it is told.
+fn first_daemon<T>(work: impl AsyncFnOnce(&EmbeddedRuntime) -> T, host: &Host) -> T {
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let result = tokio.block_on(async {
+        let runtime = host.open().await;
+        work(&runtime).await
+    });
+    tokio.shutdown_background();
+    result
+}
+
+#[test]
+fn containers_and_their_ends_outlive_the_daemon() {
+    let host = Host::new();
+    let (lasting, ending) = first_daemon(
+        async |runtime| {
+            let lasting = run(&host, runtime, &shell("exec sleep 1000")).await;
+            let gate = host.dir.path().join("gate");
+            std::fs::create_dir(&gate).unwrap();
+            let mut config = shell("while [ ! -e /gate/open ]; do sleep 0.01; done; exit 42");
+            config.mounts = vec![coracle_cri::Mount {
+                container_path: "/gate".into(),
+                host_path: gate,
+                readonly: false,
+                propagation: coracle_cri::MountPropagation::Private,
+            }];
+            let ending = run(&host, runtime, &config).await;
+            let pid = |id: coracle_cri::ContainerId| async move {
+                (runtime.container_status(&id).await.unwrap().pid.unwrap(), id)
+            };
+            (pid(lasting).await, pid(ending).await)
+        },
+        &host,
+    );
+    std::fs::write(host.dir.path().join("gate/open"), "").unwrap();
+    let record = host.config.data_dir.join("containers").join(&ending.1.0).join("exit.json");
+
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    tokio.block_on(async {
+        let written = async {
+            while !record.exists() {
+                host.clock.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        host.clock.timeout(Duration::from_secs(30), written).await.expect("the keeper writes the end down");
+        let runtime = host.open().await;
+        let status = runtime.container_status(&ending.1).await.unwrap();
+        assert_eq!(status.exit_code, Some(42));
+        let status = runtime.container_status(&lasting.1).await.unwrap();
+        assert_eq!(status.container.state, ContainerState::Running);
+        assert_eq!(status.pid, Some(lasting.0));
+        let echo = ["echo".to_owned(), "hello".to_owned()];
+        assert_eq!(runtime.exec_sync(&lasting.1, &echo, None).await.unwrap().stdout, b"hello\n");
+        runtime.stop_container(&lasting.1, Duration::ZERO).await.unwrap();
+        assert_eq!(runtime.container_status(&lasting.1).await.unwrap().exit_code, Some(137));
+        for sandbox in runtime.list_pod_sandboxes(&Default::default()).await.unwrap() {
+            runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+        }
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_keeper_ends_its_pod() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let id = run(&host, &runtime, &shell("exec sleep 1000")).await;
+    let pid = runtime.container_status(&id).await.unwrap().pid.unwrap();
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let keeper: i32 = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(keeper).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    let status = wait_for_exit(&runtime, &id).await;
+    assert_eq!(status.exit_code, Some(255));
+    let sandboxes = runtime.list_pod_sandboxes(&Default::default()).await.unwrap();
+    let seen = async {
+        while runtime.pod_sandbox_status(&sandboxes[0].id).await.unwrap().sandbox.state
+            != PodSandboxState::NotReady
+        {
+            host.clock.sleep(Duration::from_millis(5)).await;
+        }
+    };
+    host.clock.timeout(Duration::from_secs(30), seen).await.expect("the sandbox is not ready any more");
+    runtime.remove_pod_sandbox(&sandboxes[0].id).await.unwrap();
+}
