@@ -51,6 +51,12 @@ async fn concurrent(store: &Arc<EmbeddedStore>, tasks: usize, each: usize, prefi
     f64::from(count) / start.elapsed().as_secs_f64()
 }
 
+/// Processor time of this thread so far, which a busy machine does not stretch.
+fn processor_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
+}
+
 /// What the disk itself takes for the same bytes, just now.
 fn raw(path: &Path) -> (Duration, Duration) {
     use std::os::unix::fs::FileExt;
@@ -134,10 +140,15 @@ async fn main() {
     drop(page);
     drop(store);
 
-    let start = Instant::now();
+    let (start, processor) = (Instant::now(), processor_time());
     let (store, recovery) = EmbeddedStore::open_dir(path, Clock::system(), Options::default()).unwrap();
     let how = recovery.snapshot.map_or("log only", |_| "snapshot and log");
-    let took = format!("{:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-    row(&format!("recovery of {} objects ({how})", recovery.keys), &took, "wanted: under 1000 ms");
+    let (took, processor) = (start.elapsed(), processor_time() - processor);
+    let took = format!("{:.0} ms, {:.0} ms", took.as_secs_f64() * 1e3, processor.as_secs_f64() * 1e3);
+    row(
+        &format!("recovery of {} objects ({how}), processor time", recovery.keys),
+        &took,
+        "wanted: under 1000 ms",
+    );
     drop(store);
 }
