@@ -37,6 +37,11 @@ const COMPONENT: &[Rule] =
 /// Components by user name.
 const COMPONENTS: &[(&str, &[Rule])] = &[
     (
+        // Feeds the copies of objects that components of one process share; it can change nothing.
+        "system:coracle-informers",
+        &[rule(READ, "", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts"])],
+    ),
+    (
         "system:kube-scheduler",
         &[
             rule(READ, "", &["nodes", "namespaces", "services"]),
