@@ -21,8 +21,11 @@ pub const PROTOCOL_VERSION: u32 = 1;
 pub const SETUP_FILE: &str = "keeper.json";
 /// The keeper's socket in a sandbox's run directory.
 pub const SOCKET_FILE: &str = "keeper.sock";
-/// Directory of pinned namespaces (`net`, `ipc`, `uts`, `pid`) in a sandbox's run directory.
-pub const NAMESPACES_DIR: &str = "ns";
+/// Directory of pinned namespaces (`net`, `ipc`, `uts`, `pid`) in a sandbox's run directory. All that is mounted
+/// for a sandbox is below its [`MOUNTS_DIR`], so that one call takes all of it away.
+pub const NAMESPACES_DIR: &str = "mounts/ns";
+/// A small file system in a sandbox's run directory.
+pub const MOUNTS_DIR: &str = "mounts";
 /// File in a container's directory with the [`StartRecord`].
 pub const START_FILE: &str = "start.json";
 /// File in a container's directory with the [`ExitRecord`].
@@ -191,8 +194,14 @@ pub struct ExitRecord {
     pub start_error: Option<String>,
 }
 
-/// Writes `bytes` to `dir/name` so that after a crash either the old or the new file is there, whole.
+/// Writes `bytes` to `dir/name` so that after a crash the new file is there, whole.
 pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
+    write_whole(dir, name, bytes)?;
+    std::fs::File::open(dir)?.sync_all()
+}
+
+/// Writes `bytes` to `dir/name` so that after a crash either the old or the new file is there, whole.
+pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let temporary = dir.join(format!(".{name}.new"));
@@ -200,6 +209,5 @@ pub fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()
         std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_data()?;
-    std::fs::rename(&temporary, dir.join(name))?;
-    std::fs::File::open(dir)?.sync_all()
+    std::fs::rename(&temporary, dir.join(name))
 }

@@ -400,7 +400,11 @@ impl Server {
         }
         if let Kind::Container(container) = &process.kind {
             let record = StartRecord { pid, started_at: now() };
-            store(&container.start.dir, START_FILE, &record);
+            // Power loss ends the container too, so this need not survive it.
+            let bytes = serde_json::to_vec(&record).unwrap_or_default();
+            if let Err(error) = write_quickly(&container.start.dir, START_FILE, &bytes) {
+                eprintln!("coracle-keeper: cannot write {START_FILE}: {error}");
+            }
         }
         if self.ending || (connection.is_none() && matches!(process.kind, Kind::Exec)) {
             process.kill();
@@ -593,6 +597,13 @@ impl Container {
 fn silence() -> io::Result<OwnedFd> {
     use rustix::event::{EventfdFlags, eventfd};
     Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// Whole to whoever reads it while the machine runs.
+fn write_quickly(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!(".{name}.new"));
+    std::fs::write(&temporary, bytes)?;
+    std::fs::rename(temporary, dir.join(name))
 }
 
 fn store<T: serde::Serialize>(dir: &Path, name: &str, record: &T) {

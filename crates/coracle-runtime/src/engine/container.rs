@@ -9,12 +9,13 @@ use coracle_cri::{
     ContainerConfig, ContainerEventKind, ContainerId, CriError, CriResult, ImageRunConfig,
     LinuxContainerResources, MountPropagation, NamespaceMode, PodSandboxId,
 };
-use coracle_keeper::{EXIT_FILE, ExitRecord, NAMESPACES_DIR, Reply, Request, Start};
+use coracle_keeper::{ExitRecord, MOUNTS_DIR, NAMESPACES_DIR, Reply, Request, Start};
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
 use super::keeper::Connection;
 use super::rootfs::{self, Kind, Root, WantedUser};
+use super::sandbox::SHM_DIR;
 use super::spec::{self, Bind, Device, Namespaces};
 use super::state::{self, CONTAINER_FILE, ContainerRecord, RESOURCES_FILE, SPEC_FILE};
 use super::{Container, Inner, Phase, Sandbox, blocking, failed, internal, lock};
@@ -89,7 +90,8 @@ impl Inner {
         state::make_private_dir(&dir).map_err(failed("make", &dir))?;
 
         let rootfs = self.images.prepare_rootfs(&config.image.image, id)?;
-        rootfs::mount_overlay(&rootfs)
+        rootfs
+            .mount()
             .map_err(|e| CriError::Internal(format!("failed to mount rootfs of the container: {e}")))?;
         let prepared = self.prepare_root(sandbox, &config, &image, &rootfs.merged)?;
 
@@ -194,7 +196,7 @@ impl Inner {
         let dir = self.layout.sandbox(&sandbox.record.id);
         let shm = match sandbox.record.config.namespaces.ipc {
             NamespaceMode::Node => PathBuf::from("/dev/shm"),
-            _ => self.layout.sandbox_run(&sandbox.record.id).join("shm"),
+            _ => self.layout.sandbox_run(&sandbox.record.id).join(MOUNTS_DIR).join(SHM_DIR),
         };
         let readonly = config.security_context.readonly_rootfs;
         for (source, destination, readonly) in [
@@ -302,7 +304,7 @@ impl Inner {
             finished_at: state::nanos(self.clock.now()),
             start_error: Some(message.to_owned()),
         };
-        state::store(&dir, EXIT_FILE, &exit).map_err(internal)?;
+        state::store_exit(&dir, &exit).map_err(internal)?;
         Ok(exit)
     }
 

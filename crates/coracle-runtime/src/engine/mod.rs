@@ -30,14 +30,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_clock::{Clock, Rng};
 use coracle_cri::{
-    ContainerEvent, ContainerEventKind, CriError, CriResult, ImageRunConfig, LinuxContainerResources,
-    PodNetwork,
+    ContainerEvent, ContainerEventKind, ContainerId, CriError, CriResult, ImageRunConfig,
+    LinuxContainerResources, PodNetwork,
 };
 use coracle_keeper::ExitRecord;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
-use crate::image::Rootfs;
+use crate::image::{ImageStore, Rootfs};
 use cgroup::Cgroups;
 use keeper::KeeperBinary;
 use state::{ContainerRecord, Layout, SandboxPhase, SandboxRecord};
@@ -63,6 +63,23 @@ pub trait RootfsSource: Send + Sync {
     fn prepare_rootfs(&self, image_id: &str, container_id: &str) -> CriResult<Rootfs>;
     /// Removes them; they are not mounted any more. Succeeds if there are none.
     fn release_rootfs(&self, container_id: &str) -> CriResult<()>;
+    /// Ids of the containers that have one.
+    fn prepared_rootfs(&self) -> CriResult<Vec<String>>;
+}
+
+impl RootfsSource for ImageStore {
+    fn run_config(&self, image_id: &str) -> CriResult<ImageRunConfig> {
+        Ok(ImageStore::run_config(self, image_id)?)
+    }
+    fn prepare_rootfs(&self, image_id: &str, container_id: &str) -> CriResult<Rootfs> {
+        Ok(ImageStore::prepare_rootfs(self, image_id, &ContainerId(container_id.to_owned()))?)
+    }
+    fn release_rootfs(&self, container_id: &str) -> CriResult<()> {
+        Ok(ImageStore::release_rootfs(self, &ContainerId(container_id.to_owned()))?)
+    }
+    fn prepared_rootfs(&self) -> CriResult<Vec<String>> {
+        Ok(ImageStore::prepared_rootfs(self)?.into_iter().map(|id| id.0).collect())
+    }
 }
 
 /// The engine.
@@ -202,7 +219,7 @@ impl Inner {
         let event = ContainerEvent {
             kind,
             pod_uid: pod_uid.to_owned(),
-            container: container.map(|id| coracle_cri::ContainerId(id.to_owned())),
+            container: container.map(|id| ContainerId(id.to_owned())),
         };
         lock(&self.listeners).retain(|listener| {
             !matches!(listener.try_send(event.clone()), Err(mpsc::error::TrySendError::Closed(_)))

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use coracle_cri::{CriResult, PodSandboxId};
 use coracle_keeper::{Reply, Request};
 
+use super::container::unmount_roots_of;
 use super::keeper::Connection;
 use super::state::{self, CONTAINER_FILE, ContainerRecord, SANDBOX_FILE, SandboxPhase, SandboxRecord};
 use super::{Container, Inner, Phase, Sandbox, blocking, internal, lock};
@@ -90,9 +91,9 @@ impl Inner {
                 continue;
             };
             // In this order: a container that ends meanwhile has its record of the end, or will be told of.
-            let start = state::load_start(&dir).map_err(internal)?;
+            let start = state::load_start(&dir).unwrap_or_else(unreadable(&id));
             let started_at = start.as_ref().map(|start| state::timestamp(start.started_at));
-            let phase = match state::load_exit(&dir).map_err(internal)? {
+            let phase = match state::load_exit(&dir).unwrap_or_else(unreadable(&id)) {
                 Some(exit) => Phase::Exited { started_at, exit },
                 None if start.is_some() || running.contains(&id) => Phase::Running {
                     pid: start.and_then(|start| u32::try_from(start.pid).ok()),
@@ -100,9 +101,15 @@ impl Inner {
                 },
                 None => Phase::Created,
             };
-            let resources = state::load_resources(&dir).map_err(internal)?;
+            let resources = state::load_resources(&dir).unwrap_or_else(unreadable(&id));
             let resources = resources.unwrap_or_else(|| record.config.resources.clone());
             lock(&self.index).containers.insert(id, Container::new(record, phase, resources));
+        }
+        for id in self.images.prepared_rootfs()? {
+            if !lock(&self.index).containers.contains_key(&id) {
+                unmount_roots_of(&id).map_err(internal)?;
+                self.images.release_rootfs(&id)?;
+            }
         }
         Ok(())
     }
@@ -118,5 +125,13 @@ impl Inner {
             self.cgroups.remove(&cgroup).map_err(internal)?;
         }
         self.clear_container(id, Path::new(&format!("leftover-{id}")))
+    }
+}
+
+/// One damaged record (a power loss in the middle of its writing) must not keep the others from being found.
+fn unreadable<T>(id: &str) -> impl FnOnce(std::io::Error) -> Option<T> {
+    move |error| {
+        tracing::error!(container = id, %error, "a record of a container cannot be read");
+        None
     }
 }

@@ -8,74 +8,16 @@ use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use coracle_cri::ContainerUser;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
-};
-
-use crate::image::Rootfs;
+use rustix::mount::{UnmountFlags, unmount};
 
 const LINKS_MAX: usize = 40;
 const ACCOUNT_FILE_BYTES_MAX: usize = 1 << 20;
-
-/// Mounts the overlay at `rootfs.merged`; does nothing if it is mounted.
-pub(crate) fn mount_overlay(rootfs: &Rootfs) -> io::Result<()> {
-    if is_mount_point(&rootfs.merged)? {
-        return Ok(());
-    }
-    match mount_overlay_by_layers(rootfs) {
-        Err(Errno::INVAL | Errno::NOSYS) => mount_overlay_by_options(rootfs)?,
-        other => other?,
-    }
-    Ok(())
-}
-
-/// One option for each layer (Linux 6.8): no limit on how long they are together.
-fn mount_overlay_by_layers(rootfs: &Rootfs) -> rustix::io::Result<()> {
-    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    for lower in &rootfs.lower {
-        fsconfig_set_string(context.as_fd(), "lowerdir+", lower)?;
-    }
-    fsconfig_set_string(context.as_fd(), "upperdir", &rootfs.upper)?;
-    fsconfig_set_string(context.as_fd(), "workdir", &rootfs.work)?;
-    fsconfig_create(context.as_fd())?;
-    let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    move_mount(mounted.as_fd(), "", rustix::fs::CWD, &rootfs.merged, flags)
-}
-
-fn mount_overlay_by_options(rootfs: &Rootfs) -> io::Result<()> {
-    let escape = |path: &Path| {
-        let mut out = Vec::new();
-        for &byte in path.as_os_str().as_bytes() {
-            if matches!(byte, b'\\' | b':' | b',') {
-                out.push(b'\\');
-            }
-            out.push(byte);
-        }
-        OsString::from_vec(out)
-    };
-    let mut options = OsString::from("lowerdir=");
-    for (index, lower) in rootfs.lower.iter().enumerate() {
-        if index > 0 {
-            options.push(":");
-        }
-        options.push(escape(lower));
-    }
-    options.push(",upperdir=");
-    options.push(escape(&rootfs.upper));
-    options.push(",workdir=");
-    options.push(escape(&rootfs.work));
-    let options = std::ffi::CString::new(options.into_vec())?;
-    mount("overlay", &rootfs.merged, "overlay", MountFlags::empty(), Some(options.as_c_str()))?;
-    Ok(())
-}
 
 /// Whether something is mounted exactly here.
 pub(crate) fn is_mount_point(path: &Path) -> io::Result<bool> {

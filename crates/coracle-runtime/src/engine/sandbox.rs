@@ -1,7 +1,9 @@
 //! Sandboxes: made, stopped, removed, watched over.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +14,8 @@ use coracle_cri::{
     ContainerEventKind, CriError, CriResult, DnsConfig, NamespaceMode, PodNetworkRequest, PodSandboxConfig,
     PodSandboxId,
 };
-use coracle_keeper::{NAMESPACES_DIR, Reply, Request, SETUP_FILE, SandboxSetup};
-use rustix::mount::{MountFlags, mount};
+use coracle_keeper::{MOUNTS_DIR, NAMESPACES_DIR, Reply, Request, SETUP_FILE, SandboxSetup};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use tokio::sync::watch;
 
 use super::keeper::Connection;
@@ -24,7 +26,10 @@ use super::{
 };
 
 /// Size of `/dev/shm`, as containerd has it.
-const SHM_OPTIONS: &std::ffi::CStr = c"mode=1777,size=67108864";
+const SHM_OPTIONS: &std::ffi::CStr = c"mode=700,size=67108864";
+
+/// The Pod's `/dev/shm` in its mounts.
+pub(super) const SHM_DIR: &str = "shm";
 
 /// How long a keeper may take to end what it was told to end.
 const KEEPER_END_LIMIT: Duration = Duration::from_secs(30);
@@ -160,13 +165,17 @@ impl Inner {
             // Readable by every user of the container, in a directory that only root enters.
             std::fs::write(dir.join(name), text).map_err(failed("write", &dir.join(name)))?;
         }
-        if own_ipc(config) {
-            let shm = run.join("shm");
-            state::make_private_dir(&shm).map_err(failed("make", &shm))?;
-            let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-            mount("shm", &shm, "tmpfs", flags, Some(SHM_OPTIONS))
-                .map_err(|e| failed("mount", &shm)(e.into()))?;
-        }
+        let mounts = run.join(MOUNTS_DIR);
+        state::make_private_dir(&mounts).map_err(failed("make", &mounts))?;
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("shm", &mounts, "tmpfs", flags, Some(SHM_OPTIONS))
+            .map_err(|e| failed("mount", &mounts)(e.into()))?;
+        // What is mounted here later stays here, and goes with it.
+        mount_change(&mounts, MountPropagationFlags::PRIVATE)
+            .map_err(|e| failed("mount", &mounts)(e.into()))?;
+        let shm = mounts.join(SHM_DIR);
+        std::fs::create_dir(&shm).map_err(failed("make", &shm))?;
+        std::fs::set_permissions(&shm, Permissions::from_mode(0o1777)).map_err(failed("make", &shm))?;
         let cgroup = self.cgroups.path(&record.cgroup).map_err(internal)?;
         self.cgroups.create(&cgroup, &config.resources).map_err(internal)?;
 
@@ -285,7 +294,7 @@ impl Inner {
                         finished_at: state::nanos(self.clock.now()),
                         start_error: None,
                     };
-                    state::store(&dir, coracle_keeper::EXIT_FILE, &exit).map_err(internal)?;
+                    state::store_exit(&dir, &exit).map_err(internal)?;
                     exit
                 }
             };
@@ -355,12 +364,8 @@ impl Inner {
 
     fn remove_run_dir(&self, id: &str) -> CriResult<()> {
         let run = self.layout.sandbox_run(id);
-        for name in ["net", "uts", "ipc", "pid"] {
-            let pin = run.join(NAMESPACES_DIR).join(name);
-            unmount_all(&pin).map_err(failed("unmount", &pin))?;
-        }
-        let shm = run.join("shm");
-        unmount_all(&shm).map_err(failed("unmount", &shm))?;
+        let mounts = run.join(MOUNTS_DIR);
+        unmount_all(&mounts).map_err(failed("unmount", &mounts))?;
         state::remove_tree(&run).map_err(failed("remove", &run))
     }
 

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use coracle_cri::{ContainerConfig, ContainerUser, LinuxContainerResources, PodSandboxConfig};
-use coracle_keeper::{EXIT_FILE, ExitRecord, START_FILE, StartRecord, UnixNanos, write_durably};
+use coracle_keeper::{EXIT_FILE, ExitRecord, START_FILE, StartRecord, UnixNanos, write_durably, write_whole};
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -95,9 +95,16 @@ impl Layout {
     }
 }
 
-/// Writes a record so that it is there, whole, after a crash.
+/// Writes a record whole. Power loss may take back the latest one: nothing that it tells of has survived then,
+/// and what is found instead is a leftover or a container that nobody started. The end of a container is the
+/// exception, which [`store_exit`] writes.
 pub(crate) fn store<T: Serialize>(dir: &Path, name: &str, record: &T) -> io::Result<()> {
-    write_durably(dir, name, &serde_json::to_vec(record)?)
+    write_whole(dir, name, &serde_json::to_vec(record)?)
+}
+
+/// Writes down how a container ended, for good.
+pub(crate) fn store_exit(dir: &Path, exit: &ExitRecord) -> io::Result<()> {
+    write_durably(dir, EXIT_FILE, &serde_json::to_vec(exit)?)
 }
 
 /// Reads a record; `None` if there is none.

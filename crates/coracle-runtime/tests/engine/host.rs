@@ -63,6 +63,10 @@ impl RootfsSource for OneImage {
         }
         Ok(rootfs)
     }
+    fn prepared_rootfs(&self) -> CriResult<Vec<String>> {
+        let Ok(entries) = std::fs::read_dir(self.dir.join("containers")) else { return Ok(Vec::new()) };
+        Ok(entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect())
+    }
     fn release_rootfs(&self, container: &str) -> CriResult<()> {
         let _ = std::fs::remove_dir_all(self.dir.join("containers").join(container));
         Ok(())
