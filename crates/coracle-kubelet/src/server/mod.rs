@@ -1,9 +1,18 @@
 //! The kubelet's HTTPS API: health, the node's Pods, container logs, and commands in containers.
 //!
 //! Only the API server and cluster administrators may call it, known by their client certificates; health is
-//! open. `lookup` decides which container a request means, from nothing but the Pod and its status.
+//! open. `serve` accepts connections, `tls` says who calls, `routes` answers. `lookup` decides which container a
+//! request means, from nothing but the Pod and its status. `exec` upgrades to a WebSocket, and `session` carries
+//! the streams of one command.
+//!
+//! HTTP/1.1 only: the API server splices upgraded connections, which HTTP/2 has no use for.
 
+mod exec;
 mod lookup;
+mod routes;
+mod serve;
+mod session;
+mod tls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +21,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 
 pub use lookup::{LookupError, has_container, log_container, running_container};
+pub use serve::{KubeletServer, ServerError};
 
 /// Where the server learns of the node's Pods.
 pub trait PodSource: Send + Sync {
