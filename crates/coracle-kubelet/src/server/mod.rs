@@ -12,6 +12,8 @@ mod lookup;
 mod routes;
 mod serve;
 mod session;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::path::PathBuf;
