@@ -19,6 +19,7 @@ pub mod pod;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
+pub mod service;
 pub mod status;
 pub mod table;
 mod tree;
