@@ -14,6 +14,7 @@ use crate::call::{Call, dry_run};
 use crate::negotiate::content_type;
 use crate::object;
 use crate::prepare::{self, BODY_TYPES};
+use crate::protobuf;
 use crate::read::{ListOptions, unreadable};
 use crate::server::Core;
 use crate::write::{Along, Attempt};
@@ -54,6 +55,9 @@ impl DeleteOptions {
             let decoded = match content_type(&call.headers).as_str() {
                 "application/json" => decode::json(body),
                 "application/yaml" => decode::yaml(body),
+                protobuf::MEDIA_TYPE => protobuf::decode(body, "DeleteOptions")
+                    .map(|value| decode::Decoded { value, duplicates: Vec::new() })
+                    .map_err(|malformed| malformed.to_string()),
                 _ => return Err(Status::unsupported_media_type(&BODY_TYPES)),
             };
             decoded.map(|decoded| decoded.value).map_err(|complaint| {

@@ -33,6 +33,7 @@ pub mod pki;
 mod pods;
 mod policy;
 mod prepare;
+mod protobuf;
 mod read;
 mod request;
 mod server;

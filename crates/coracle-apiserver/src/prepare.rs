@@ -13,12 +13,13 @@ use coracle_api::{Timestamp, Value};
 
 use crate::auth::UserInfo;
 use crate::call::FieldValidation;
+use crate::protobuf;
 
 /// Longest name that a generated name may have before its suffix.
 const GENERATE_NAME_PREFIX_MAX: usize = 63 - 5;
 
 /// Media types of bodies.
-pub(crate) const BODY_TYPES: [&str; 2] = ["application/json", "application/yaml"];
+pub(crate) const BODY_TYPES: [&str; 3] = ["application/json", "application/yaml", protobuf::MEDIA_TYPE];
 
 /// Which part of an object an update is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +42,9 @@ pub(crate) fn decode_body(
     let decoded = match media_type {
         "application/json" => decode::json(body),
         "application/yaml" => decode::yaml(body),
+        protobuf::MEDIA_TYPE => protobuf::decode(body, &protobuf::message_of(row))
+            .map(|value| decode::Decoded { value, duplicates: Vec::new() })
+            .map_err(|malformed| malformed.to_string()),
         _ => return Err(Status::unsupported_media_type(&BODY_TYPES)),
     }
     .map_err(|complaint| decode::unrecognized(row, body, &complaint))?;
