@@ -16,17 +16,18 @@ use coracle_api::status::{Reason, Status};
 use coracle_clock::Clock;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Empty, Limited, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
 use url::form_urlencoded;
 
 use crate::auth::UserInfo;
-use crate::body::Body;
+use crate::body::{Body, BoxError};
 use crate::call::Call;
 use crate::pki::{CertificateAuthority, Credential};
 use crate::server::Core;
@@ -255,7 +256,7 @@ impl Core {
             return Err(refusal(call, response).await);
         }
         let (parts, body) = response.into_parts();
-        let mut answer = Response::new(body.map_err(Into::into).boxed_unsync());
+        let mut answer = Response::new(until(self.draining.clone(), body));
         let plain = HeaderValue::from_static("text/plain");
         let kind = parts.headers.get(CONTENT_TYPE).cloned().unwrap_or(plain);
         answer.headers_mut().insert(CONTENT_TYPE, kind);
@@ -317,6 +318,18 @@ impl Core {
         });
         Ok(answer)
     }
+}
+
+/// A body that ends when the server does: a log that is followed would go on for ever.
+fn until(draining: CancellationToken, body: Incoming) -> Body {
+    let frames = futures::stream::unfold((body, draining), |(mut body, draining)| async move {
+        let frame = coracle_clock::select! {
+            () = draining.cancelled() => return None,
+            frame = body.frame() => frame?,
+        };
+        Some((frame.map_err(BoxError::from), (body, draining)))
+    });
+    StreamBody::new(frames).boxed_unsync()
 }
 
 /// The options of an exec request, as the node agent wants them.

@@ -225,22 +225,20 @@ impl Session {
         Some(chunk.freeze())
     }
 
-    /// A timer fired: time for a bookmark, or the end, which is also a time for a bookmark.
+    /// A timer fired: time for a bookmark, or the end. What has happened by now is still told in both cases.
     fn time_passed(&mut self) {
         let now = self.core.clock.elapsed();
-        if self.bookmark_at.is_some() {
-            match self.watcher.as_mut().map(|watcher| (watcher.ready(), watcher.cursor())) {
-                Some((Ok(events), cursor)) => {
-                    self.push_all(&events);
-                    if cursor > self.bookmarked {
-                        self.push_bookmark(cursor, false);
-                    }
+        match self.watcher.as_mut().map(|watcher| (watcher.ready(), watcher.cursor())) {
+            Some((Ok(events), cursor)) => {
+                self.push_all(&events);
+                if self.bookmark_at.is_some() && cursor > self.bookmarked {
+                    self.push_bookmark(cursor, false);
                 }
-                Some((Err(end), _)) => self.end(&end),
-                None => {}
             }
-            self.bookmark_at = Some(now + BOOKMARK_EVERY);
+            Some((Err(end), _)) => self.end(&end),
+            None => {}
         }
+        self.bookmark_at = self.bookmark_at.map(|_| now + BOOKMARK_EVERY);
         if now >= self.deadline {
             self.ended = true;
         }

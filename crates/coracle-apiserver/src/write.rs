@@ -121,7 +121,15 @@ impl Core {
             prepare::admit_node(row, &call.user, &new, None)?;
             let birth = Birth { now: self.clock.now(), uid: self.ids.uid(), suffix: self.ids.name_suffix() };
             prepare::create(row, &mut new, birth)?;
-            self.allocate(row, &mut new, None, &mut along).await?;
+            if let Err(status) = self.allocate(row, &mut new, None, &mut along).await {
+                // What exists holds what it asks for: the name is the better answer.
+                let key = row.storage_key(metadata::namespace(&new), metadata::name(&new)).into();
+                let (found, _) = self.store.get(&key).await.map_err(|error| store_failed(&error))?;
+                return Err(match found {
+                    Some(_) => Status::already_exists(row.group, row.plural, metadata::name(&new)),
+                    None => status,
+                });
+            }
             let warnings = row.strategy.warnings(&new, None);
             let (namespace, name) = (metadata::namespace(&new).to_owned(), metadata::name(&new).to_owned());
             let key = Bytes::from(row.storage_key(&namespace, &name));
