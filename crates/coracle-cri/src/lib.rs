@@ -11,6 +11,7 @@ mod error;
 mod image;
 mod network;
 mod runtime;
+pub mod scripted;
 mod stream;
 
 pub use error::{CriError, CriResult};

@@ -1,4 +1,25 @@
 //! The node agent: Pod workers, status, node status, the kubelet's HTTPS API.
+//!
+//! The decisions are in [`pod`] (one Pod), [`admission`] (the node) and [`spec`] (what the runtime is asked for): pure
+//! functions over plain data. Around them, `kubelet` is the node core, `worker` the loop of one Pod, `execute` the
+//! operations it starts, `node` the Node object and its Lease, [`server`] the HTTPS API, [`logs`] what it reads.
+//! The runtime is whatever implements the traits of `coracle-cri`.
 
+pub mod admission;
+mod config;
+mod context;
+mod execute;
+mod kubelet;
 pub mod logs;
+mod machine;
+mod node;
+pub mod pod;
 pub mod server;
+pub mod spec;
+mod termination;
+mod worker;
+
+pub use config::{KubeletApi, KubeletConfig};
+pub use kubelet::{Kubelet, KubeletError};
+pub use machine::Machine;
+pub use node::{KUBELET_VERSION, NodeInputs, node_status};

@@ -1,0 +1,250 @@
+//! Whether this node takes a Pod: the node-wide decision made once, before anything of the Pod starts.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{
+    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
+};
+
+use crate::pod::inputs::Rejection;
+use crate::pod::phase::Phase;
+use crate::spec::resources::{milli, request, whole};
+
+/// Decides whether `pod` fits beside `admitted`. Pods that have ended take up nothing.
+///
+/// # Errors
+/// Why not, in upstream's words.
+pub fn admit(pod: &Pod, node: &Node, admitted: &[&Pod]) -> Result<(), Rejection> {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    if spec.init_containers.as_ref().is_some_and(|c| !c.is_empty()) {
+        return Err(rejection(
+            "PodFeatureUnsupported",
+            "Pod requires node features that are not available: init containers",
+        ));
+    }
+    let others: Vec<&PodSpec> =
+        admitted.iter().filter(|p| !has_ended(p)).filter_map(|p| p.spec.as_ref()).collect();
+    check_resources(spec, node, &others)?;
+    if !matches_node(spec, node) {
+        return Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
+    }
+    let taken: Vec<_> = others.iter().flat_map(|other| host_ports(other)).collect();
+    if host_ports(spec).iter().any(|port| taken.iter().any(|other| conflict(port, other))) {
+        return Err(predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
+    }
+    let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    for taint in taints.filter(|taint| taint.effect == "NoExecute") {
+        if !spec.tolerations.iter().flatten().any(|toleration| tolerates(toleration, taint)) {
+            return Err(predicate("TaintToleration", "node(s) had untolerated taint(s)"));
+        }
+    }
+    Ok(())
+}
+
+/// Succeeded or Failed.
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|s| s.phase.as_deref()).and_then(Phase::parse);
+    phase.is_some_and(Phase::is_terminal)
+}
+
+fn rejection(reason: &str, message: &str) -> Rejection {
+    Rejection { reason: reason.to_owned(), message: message.to_owned() }
+}
+
+fn predicate(name: &str, why: &str) -> Rejection {
+    rejection(name, &format!("Predicate {name} failed: {why}"))
+}
+
+fn check_resources(spec: &PodSpec, node: &Node, others: &[&PodSpec]) -> Result<(), Rejection> {
+    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+    let short = |resource: &str, requested: i64, used: i64, capacity: i64| Rejection {
+        reason: format!("OutOf{resource}"),
+        message: format!(
+            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+        ),
+    };
+    let pods = whole(allocatable, "pods").unwrap_or(0);
+    let used = i64::try_from(others.len()).unwrap_or(i64::MAX);
+    if used >= pods {
+        return Err(short("pods", 1, used, pods));
+    }
+    for resource in ["cpu", "memory", "ephemeral-storage"] {
+        let requested = pod_request(spec, resource);
+        if requested == 0 {
+            continue;
+        }
+        let used = others.iter().map(|other| pod_request(other, resource)).sum::<i64>();
+        let read = if resource == "cpu" { milli } else { whole };
+        let capacity = read(allocatable, resource).unwrap_or(0);
+        if requested > capacity - used {
+            return Err(short(resource, requested, used, capacity));
+        }
+    }
+    Ok(())
+}
+
+fn pod_request(spec: &PodSpec, resource: &str) -> i64 {
+    let read = if resource == "cpu" { milli } else { whole };
+    spec.containers.iter().map(|c| request(c, resource)).sum::<i64>()
+        + read(spec.overhead.as_ref(), resource).unwrap_or(0)
+}
+
+fn matches_node(spec: &PodSpec, node: &Node) -> bool {
+    let empty = BTreeMap::new();
+    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
+    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
+    let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    selected && required.is_none_or(|required| any_term(required, labels, node.metadata.name.as_deref()))
+}
+
+fn any_term(selector: &NodeSelector, labels: &BTreeMap<String, String>, name: Option<&str>) -> bool {
+    selector.node_selector_terms.iter().any(|term| {
+        let NodeSelectorTerm { match_expressions, match_fields } = term;
+        let expressions = match_expressions.as_deref().unwrap_or_default();
+        let fields = match_fields.as_deref().unwrap_or_default();
+        // A term without requirements matches nothing.
+        !(expressions.is_empty() && fields.is_empty())
+            && expressions.iter().all(|r| holds(r, labels.get(&r.key).map(String::as_str)))
+            && fields.iter().all(|r| holds(r, name.filter(|_| r.key == "metadata.name")))
+    })
+}
+
+fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
+    let values = requirement.values.as_deref().unwrap_or_default();
+    let listed = value.is_some_and(|value| values.iter().any(|v| v == value));
+    let compare = |wanted: std::cmp::Ordering| {
+        let bound = values.first().and_then(|v| v.parse::<i64>().ok());
+        let (Some(value), Some(bound)) = (value.and_then(|v| v.parse::<i64>().ok()), bound) else {
+            return false;
+        };
+        value.cmp(&bound) == wanted
+    };
+    match requirement.operator.as_str() {
+        "In" => listed,
+        "NotIn" => !listed,
+        "Exists" => value.is_some(),
+        "DoesNotExist" => value.is_none(),
+        "Gt" => compare(std::cmp::Ordering::Greater),
+        "Lt" => compare(std::cmp::Ordering::Less),
+        _ => false,
+    }
+}
+
+struct HostPort<'a> {
+    ip: &'a str,
+    protocol: &'a str,
+    port: i32,
+}
+
+fn host_ports(spec: &PodSpec) -> Vec<HostPort<'_>> {
+    let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
+    ports
+        .filter_map(|p| {
+            Some(HostPort {
+                ip: p.host_ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or("0.0.0.0"),
+                protocol: p.protocol.as_deref().unwrap_or("TCP"),
+                port: p.host_port.filter(|port| *port > 0)?,
+            })
+        })
+        .collect()
+}
+
+fn conflict(a: &HostPort<'_>, b: &HostPort<'_>) -> bool {
+    let all = |ip: &str| matches!(ip, "0.0.0.0" | "::");
+    a.port == b.port && a.protocol == b.protocol && (a.ip == b.ip || all(a.ip) || all(b.ip))
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
+    if !effect.is_empty() && effect != taint.effect {
+        return false;
+    }
+    let exists = toleration.operator.as_deref() == Some("Exists");
+    if key.is_empty() {
+        return exists;
+    }
+    key == taint.key && (exists || text(&toleration.value) == text(&taint.value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn node() -> Node {
+        serde_json::from_value(json!({
+            "metadata": {"name": "n", "labels": {"disk": "ssd", "size": "5"}},
+            "status": {"allocatable": {"cpu": "4", "memory": "1Gi", "pods": "2"}}
+        }))
+        .unwrap()
+    }
+
+    fn pod(spec: Value) -> Pod {
+        let mut spec = spec;
+        if spec.get("containers").is_none() {
+            spec["containers"] = json!([{"name": "c"}]);
+        }
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    fn cpu(amount: &str) -> Pod {
+        pod(json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": amount}}}]}))
+    }
+
+    fn refused(pod: &Pod, node: &Node, admitted: &[&Pod]) -> (String, String) {
+        let rejection = admit(pod, node, admitted).unwrap_err();
+        (rejection.reason, rejection.message)
+    }
+
+    #[test]
+    fn a_pod_that_does_not_fit_is_refused_in_upstreams_words() {
+        let used = cpu("3");
+        assert_eq!(admit(&cpu("1"), &node(), &[&used]), Ok(()));
+        assert_eq!(
+            refused(&cpu("2"), &node(), &[&used]),
+            (
+                "OutOfcpu".to_owned(),
+                "Node didn't have enough resource: cpu, requested: 2000, used: 3000, capacity: 4000"
+                    .to_owned()
+            )
+        );
+        let mut done = cpu("3");
+        done.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
+        assert_eq!(admit(&cpu("2"), &node(), &[&done]), Ok(()));
+        assert_eq!(refused(&pod(json!({})), &node(), &[&used, &used]).0, "OutOfpods");
+    }
+
+    #[test]
+    fn selectors_ports_and_taints_are_checked() {
+        let mut node = node();
+        let wrong = refused(&pod(json!({"nodeSelector": {"disk": "hdd"}})), &node, &[]);
+        assert_eq!(wrong.0, "NodeAffinity");
+        assert_eq!(
+            wrong.1,
+            "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"
+        );
+        let affinity = |operator: &str, values: Value| {
+            pod(json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [{"matchExpressions": [{"key": "size", "operator": operator, "values": values}]}]}}}}))
+        };
+        assert_eq!(admit(&affinity("Gt", json!(["4"])), &node, &[]), Ok(()));
+        assert_eq!(refused(&affinity("Lt", json!(["4"])), &node, &[]).0, "NodeAffinity");
+        assert_eq!(refused(&affinity("DoesNotExist", json!(null)), &node, &[]).0, "NodeAffinity");
+
+        let port = |ip: &str| {
+            pod(
+                json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]}),
+            )
+        };
+        assert_eq!(refused(&port("10.0.0.1"), &node, &[&port("")]).0, "NodePorts");
+        assert_eq!(admit(&port("10.0.0.1"), &node, &[&port("10.0.0.2")]), Ok(()));
+
+        node.spec =
+            Some(serde_json::from_value(json!({"taints": [{"key": "k", "effect": "NoExecute"}]})).unwrap());
+        assert_eq!(refused(&pod(json!({})), &node, &[]).0, "TaintToleration");
+        assert_eq!(admit(&pod(json!({"tolerations": [{"operator": "Exists"}]})), &node, &[]), Ok(()));
+    }
+}

@@ -1,0 +1,53 @@
+//! What all parts of one node agent share.
+
+use std::sync::Arc;
+
+use coracle_client::{EventRecorder, EventType, Informer, reference};
+use coracle_clock::Clock;
+use coracle_cri::{ImageService, RuntimeService};
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use tokio::sync::{Semaphore, watch};
+
+use crate::KubeletConfig;
+use crate::pod::inputs::NodeFacts;
+use crate::pod::reasons::PodEvent;
+
+/// Shared by the node core, the workers and the API.
+pub(crate) struct Context {
+    pub(crate) config: KubeletConfig,
+    pub(crate) client: kube::Client,
+    pub(crate) runtime: Arc<dyn RuntimeService>,
+    pub(crate) images: Arc<dyn ImageService>,
+    pub(crate) clock: Clock,
+    pub(crate) recorder: EventRecorder,
+    /// Pods bound to this node.
+    pub(crate) pods: Informer<Pod>,
+    pub(crate) services: Informer<Service>,
+    /// This node's own object.
+    pub(crate) nodes: Informer<Node>,
+    /// Name of the runtime, the scheme of container ids.
+    pub(crate) runtime_name: String,
+    /// Whether Pods can be connected to the network, and if not, why.
+    pub(crate) network: watch::Sender<Result<(), String>>,
+    /// One pull at a time, in the order in which they were asked for.
+    pub(crate) pulls: Semaphore,
+}
+
+impl Context {
+    pub(crate) fn facts(&self) -> NodeFacts {
+        NodeFacts {
+            host_ips: self.config.node_ips.clone(),
+            runtime_name: self.runtime_name.clone(),
+            network: self.network.borrow().clone(),
+            restart_backoff_max: self.config.restart_backoff_max,
+        }
+    }
+
+    /// Tells the user.
+    pub(crate) fn report(&self, pod: &Pod, event: &PodEvent) {
+        let mut involved = reference(pod);
+        involved.field_path = event.container.as_ref().map(|c| format!("spec.containers{{{c}}}"));
+        let kind = if event.warning { EventType::Warning } else { EventType::Normal };
+        self.recorder.event(&involved, kind, event.reason, event.message.clone());
+    }
+}

@@ -1,0 +1,337 @@
+//! The node core: which Pods have a worker, which are refused, what is left over of Pods that are gone.
+//!
+//! Decisions that concern more than one Pod are made here, in one loop, before work reaches a worker.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_client::{EventRecorder, Informer, ListOptions, ObjectKey, uid_of};
+use coracle_clock::{Clock, Rng};
+use coracle_cri::{ContainerEvent, ImageService, PodSandboxFilter, RuntimeService};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::admission::{admit, has_ended};
+use crate::context::Context;
+use crate::pod::inputs::Rejection;
+use crate::server::{KubeletServer, PodSource, ServerConfig};
+use crate::worker::{Worker, WorkerHandle};
+use crate::{KubeletApi, KubeletConfig, execute, node};
+
+/// Everything is looked at anew this often, should a hint have been lost.
+const RESYNC: Duration = Duration::from_secs(600);
+const RETRY: Duration = Duration::from_secs(1);
+/// For a caller of the API to come to the point.
+const API_HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// For what the API is asked for when the node agent ends.
+const API_SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
+
+/// The node agent.
+pub struct Kubelet {
+    config: KubeletConfig,
+    client: kube::Client,
+    runtime: Arc<dyn RuntimeService>,
+    images: Arc<dyn ImageService>,
+    clock: Clock,
+    rng: Rng,
+}
+
+/// Why the node agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeletError {
+    /// A directory could not be made.
+    #[error("cannot make the directory {path}")]
+    Directory {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The runtime does not answer.
+    #[error("the container runtime does not answer")]
+    Runtime(#[source] coracle_cri::CriError),
+    /// The address of the HTTPS API cannot be listened on.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+impl Kubelet {
+    /// A node agent that drives `runtime` and `images` and talks to the API server through `client`.
+    #[must_use]
+    pub fn new(
+        config: KubeletConfig,
+        client: kube::Client,
+        runtime: Arc<dyn RuntimeService>,
+        images: Arc<dyn ImageService>,
+        clock: Clock,
+        rng: Rng,
+    ) -> Self {
+        Kubelet { config, client, runtime, images, clock, rng }
+    }
+
+    /// Works until `shutdown`. Containers go on running afterwards.
+    ///
+    /// # Errors
+    /// Only what keeps the node agent from starting. What goes wrong later is retried.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), KubeletError> {
+        let Kubelet { config, client, runtime, images, clock, mut rng } = self;
+        for path in [&config.pods_dir, &config.pod_logs_dir, &config.container_logs_dir] {
+            let made = tokio::fs::create_dir_all(path).await;
+            made.map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
+        }
+        let version = runtime.version().await.map_err(KubeletError::Runtime)?;
+        let recorder = EventRecorder::new(&client, "kubelet", &config.node_name, clock.clone());
+        let by_field = |field: &str| ListOptions {
+            fields: Some(format!("{field}={}", config.node_name)),
+            ..ListOptions::default()
+        };
+        let pods =
+            Informer::start(client.clone(), by_field("spec.nodeName"), clock.clone(), rng.fork("pods"));
+        let nodes =
+            Informer::start(client.clone(), by_field("metadata.name"), clock.clone(), rng.fork("nodes"));
+        let services =
+            Informer::start(client.clone(), ListOptions::default(), clock.clone(), rng.fork("services"));
+        let context = Arc::new(Context {
+            config,
+            client,
+            runtime,
+            images,
+            clock,
+            recorder,
+            pods,
+            services,
+            nodes,
+            runtime_name: version.runtime_name,
+            network: watch::channel(Err("the network has not been looked at yet".to_owned())).0,
+            pulls: Semaphore::new(1),
+        });
+        let mut tasks = JoinSet::new();
+        let ending = CancellationToken::new();
+        let _end_on_return = ending.clone().drop_guard();
+        let api_port = match &context.config.api {
+            Some(api) => {
+                let failed = |source| KubeletError::Listen { address: api.listen, source };
+                let listener = TcpListener::bind(api.listen).await.map_err(failed)?;
+                let port = listener.local_addr().map_err(failed)?.port();
+                tasks.spawn(serve_api(context.clone(), api.clone(), listener, ending.clone()));
+                Some(port)
+            }
+            None => None,
+        };
+        tasks.spawn(node::keep_node(context.clone(), api_port, rng.fork("node")));
+        tasks.spawn(node::keep_lease(context.clone()));
+        let core = NodeCore {
+            context,
+            workers: BTreeMap::new(),
+            running: JoinSet::new(),
+            rejected: BTreeSet::new(),
+        };
+        coracle_clock::select! {
+            () = shutdown => {}
+            () = core.run() => {}
+        }
+        info!("the node agent stops; containers go on");
+        // Tasks end with the sets that hold them.
+        Ok(())
+    }
+}
+
+/// Serves logs and exec until the end. Without them the node still works, so that a failure is only told.
+async fn serve_api(context: Arc<Context>, api: KubeletApi, listener: TcpListener, ending: CancellationToken) {
+    let config = ServerConfig {
+        certificate_pem: String::from_utf8_lossy(&api.certificate_pem).into_owned(),
+        key_pem: String::from_utf8_lossy(&api.key_pem).into_owned(),
+        client_ca_pem: String::from_utf8_lossy(&api.client_ca_pem).into_owned(),
+        pods_log_dir: context.config.pod_logs_dir.clone(),
+        header_timeout: API_HEADER_TIMEOUT,
+        shutdown_grace: API_SHUTDOWN_GRACE,
+    };
+    let (runtime, clock) = (context.runtime.clone(), context.clock.clone());
+    let served = KubeletServer::serve(listener, config, runtime, context, clock, ending).await;
+    if let Err(why) = served {
+        error!(error = %why, "the kubelet's API does not work: no logs, no exec");
+    }
+}
+
+impl PodSource for Context {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.list()
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods.get(namespace, name)
+    }
+}
+
+struct NodeCore {
+    context: Arc<Context>,
+    /// By Pod UID.
+    workers: BTreeMap<String, WorkerHandle>,
+    running: JoinSet<String>,
+    /// UIDs of Pods that this node has refused: they take up nothing.
+    rejected: BTreeSet<String>,
+}
+
+impl NodeCore {
+    async fn run(mut self) {
+        let context = self.context.clone();
+        let mut runtime_events = self.runtime_events().await;
+        context.services.synced().await;
+        context.pods.synced().await;
+        // Admission looks at the Node: nothing is decided before it is there.
+        let mut node_changes = context.nodes.subscribe();
+        while self.node().is_none() {
+            if node_changes.changed().await.is_none() {
+                return;
+            }
+        }
+        self.remove_orphans().await;
+        let mut pod_changes = context.pods.subscribe();
+        let mut network = context.network.subscribe();
+        loop {
+            coracle_clock::select! {
+                Some(ended) = self.running.join_next() => self.worker_ended(ended),
+                Ok(()) = network.changed() => self.wake_all(),
+                changed = pod_changes.changed() => match changed {
+                    Some(keys) => self.pods_changed(&keys),
+                    None => return,
+                },
+                event = runtime_events.recv() => match event {
+                    Some(event) => self.runtime_changed(&event),
+                    None => {
+                        runtime_events = self.runtime_events().await;
+                        self.wake_all();
+                    }
+                },
+                () = context.clock.sleep(RESYNC) => {
+                    self.remove_orphans().await;
+                    self.wake_all();
+                }
+            }
+        }
+    }
+
+    async fn runtime_events(&self) -> mpsc::Receiver<ContainerEvent> {
+        loop {
+            match self.context.runtime.container_events().await {
+                Ok(events) => return events,
+                Err(why) => warn!(error = %why, "the runtime does not tell of events"),
+            }
+            self.context.clock.sleep(RETRY).await;
+        }
+    }
+
+    fn node(&self) -> Option<Arc<Node>> {
+        self.context.nodes.get("", &self.context.config.node_name)
+    }
+
+    fn wake_all(&self) {
+        self.workers.values().for_each(WorkerHandle::look_again);
+    }
+
+    fn runtime_changed(&self, event: &ContainerEvent) {
+        if let Some(worker) = self.workers.get(&event.pod_uid) {
+            worker.look_again();
+        }
+    }
+
+    fn worker_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
+        match ended {
+            Ok(uid) => {
+                self.workers.remove(&uid);
+                self.rejected.remove(&uid);
+            }
+            // A worker catches its own panics; what is left is the end of the runtime.
+            Err(why) => warn!(error = %why, "a pod's worker ended by itself"),
+        }
+    }
+
+    fn pods_changed(&mut self, keys: &BTreeSet<ObjectKey>) {
+        for worker in self.workers.values().filter(|worker| keys.contains(&worker.key)) {
+            worker.look_again();
+        }
+        let mut new: Vec<_> = keys
+            .iter()
+            .filter_map(|key| self.context.pods.get_key(key))
+            .filter(|pod| !self.workers.contains_key(uid_of(&**pod)))
+            .collect();
+        // Who came first is served first.
+        new.sort_by_key(|pod| {
+            let meta = &pod.metadata;
+            let started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
+            (!started, meta.creation_timestamp.clone(), meta.namespace.clone(), meta.name.clone())
+        });
+        for pod in new {
+            self.start_worker(pod);
+        }
+    }
+
+    fn start_worker(&mut self, pod: Arc<Pod>) {
+        let uid = uid_of(&*pod).to_owned();
+        let rejection = self.decide_admission(&pod).err();
+        if let Some(rejection) = &rejection {
+            info!(pod = ?pod.metadata.name, reason = %rejection.reason, "refused a pod");
+            self.rejected.insert(uid.clone());
+        }
+        let worker = Worker::new(self.context.clone(), pod, rejection);
+        self.workers.insert(uid, worker.handle());
+        self.running.spawn(worker.run());
+    }
+
+    /// A Pod that has been started or is on its way out has been admitted before.
+    fn decide_admission(&self, pod: &Pod) -> Result<(), Rejection> {
+        let started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
+        if started || has_ended(pod) || pod.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let Some(node) = self.node() else {
+            let message = "Kubelet cannot get node info.".to_owned();
+            return Err(Rejection { reason: "InvalidNodeInfo".to_owned(), message });
+        };
+        let all = self.context.pods.list();
+        let admitted: Vec<&Pod> = all
+            .iter()
+            .map(AsRef::as_ref)
+            .filter(|other| {
+                self.workers.contains_key(uid_of(*other)) && !self.rejected.contains(uid_of(*other))
+            })
+            .collect();
+        admit(pod, &node, &admitted)
+    }
+
+    /// Starts to remove what the runtime holds of Pods that neither the API server nor a worker knows.
+    async fn remove_orphans(&mut self) {
+        let sandboxes = match self.context.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await {
+            Ok(sandboxes) => sandboxes,
+            Err(why) => {
+                warn!(error = %why, "cannot list sandboxes");
+                return;
+            }
+        };
+        let known: BTreeSet<String> =
+            self.context.pods.list().iter().map(|pod| uid_of(&**pod).to_owned()).collect();
+        for sandbox in sandboxes {
+            let uid = &sandbox.metadata.uid;
+            if !known.contains(uid) && !self.workers.contains_key(uid) {
+                let (context, uid) = (self.context.clone(), uid.clone());
+                self.running.spawn(async move {
+                    execute::remove_orphan(context, sandbox).await;
+                    uid
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! What past attempts left behind: back-offs and the last failure of each container.
+//!
+//! What can be derived from the runtime or from the published status is not kept here. The restart back-off can:
+//! each container carries the one it was made with as an annotation.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coracle_cri::{ContainerId, PodSandboxId};
+use jiff::{SignedDuration, Timestamp};
+
+use super::backoff::{self, Backoff};
+use super::reasons;
+
+/// Pause before what failed for no back-off of its own is tried again.
+pub(crate) const RETRY: SignedDuration = SignedDuration::from_secs(10);
+const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(1);
+
+/// The memory of one Pod's attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct History {
+    /// By container name.
+    pub containers: BTreeMap<String, ContainerHistory>,
+    /// After a sandbox could not be made.
+    pub sandbox_retry: Option<Retry>,
+    /// After something could not be stopped or removed.
+    pub teardown_retry: Option<Retry>,
+    /// After the API server did not take the final delete.
+    pub delete_retry: Option<Retry>,
+    /// Sandboxes that have been stopped, whatever state the runtime reports.
+    pub stopped_sandboxes: BTreeSet<PodSandboxId>,
+    /// The user has been told that the network is not ready.
+    pub network_reported: bool,
+    /// The API server has taken the final delete.
+    pub delete_sent: bool,
+    /// The Pod's directories are gone.
+    pub cleaned_up: bool,
+}
+
+/// The memory of one container's attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ContainerHistory {
+    /// Why the last start did not happen.
+    pub failure: Option<StartFailure>,
+    /// The image reference that was fetched for the next start.
+    pub pulled: Option<String>,
+    /// Delay of pulls, with the image it is about.
+    pub pull_backoff: Option<(String, Backoff)>,
+    /// Delay of restarts, with the hash of the definition it is about.
+    pub restart_backoff: Option<(String, Backoff)>,
+    /// The exited instance whose delayed restart the user has been told of.
+    pub announced: Option<ContainerId>,
+    /// Instances stopped because the definition changed.
+    pub replaced: BTreeSet<ContainerId>,
+}
+
+/// A start that did not happen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartFailure {
+    /// The waiting reason that tells of it.
+    pub reason: String,
+    /// The waiting message that tells of it.
+    pub message: String,
+    /// The image that the spec asked for.
+    pub image: String,
+    /// When.
+    pub at: Timestamp,
+    /// When to try again; `None` when the spec has to change first.
+    pub retry_at: Option<Timestamp>,
+    /// The failure itself has been shown; a pull now shows its back-off.
+    pub backing_off: bool,
+}
+
+impl StartFailure {
+    /// Whether this is a failed pull, which has a waiting reason for its back-off.
+    pub(crate) fn is_pull(&self) -> bool {
+        matches!(
+            self.reason.as_str(),
+            reasons::ERR_IMAGE_PULL | reasons::REGISTRY_UNAVAILABLE | "SignatureValidationFailed"
+        )
+    }
+
+    /// Reason and message to show.
+    pub(crate) fn shown(&self) -> (String, String) {
+        if self.backing_off && self.is_pull() {
+            let text =
+                format!("Back-off pulling image \"{}\": {}: {}", self.image, self.reason, self.message);
+            (reasons::IMAGE_PULL_BACK_OFF.to_owned(), text)
+        } else {
+            (self.reason.clone(), self.message.clone())
+        }
+    }
+}
+
+/// A failed step and when to try it again: after 1 s, then twice as long each time, at most 10 s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// When to try again.
+    pub at: Timestamp,
+    delay: SignedDuration,
+}
+
+impl Retry {
+    /// After one more failure at `now`.
+    #[must_use]
+    pub fn after(previous: Option<Retry>, now: Timestamp) -> Retry {
+        let delay = previous.map_or(FIRST_RETRY, |p| (p.delay * 2).min(RETRY));
+        Retry { at: now + delay, delay }
+    }
+}
+
+/// How a piece of work ended, as far as later decisions need to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// A sandbox was made.
+    SandboxCreated,
+    /// A sandbox could not be made.
+    SandboxFailed,
+    /// A sandbox was stopped.
+    SandboxStopped(PodSandboxId),
+    /// Something could not be stopped or removed.
+    TeardownFailed,
+    /// A stop or removal is done.
+    TeardownDone,
+    /// An image was fetched.
+    Pulled {
+        /// For which container.
+        container: String,
+        /// Its reference.
+        image_ref: String,
+    },
+    /// A start failed before there was anything to start.
+    StartFailed {
+        /// Which container.
+        container: String,
+        /// The image that the spec asked for.
+        image: String,
+        /// Waiting reason.
+        reason: String,
+        /// Waiting message.
+        message: String,
+    },
+    /// A container was started.
+    Started {
+        /// Which container.
+        container: String,
+    },
+    /// The API server took the final delete.
+    DeleteSent,
+    /// The API server did not take the final delete.
+    DeleteFailed,
+    /// The Pod's directories are gone.
+    CleanedUp,
+}
+
+impl History {
+    /// Takes note of an outcome.
+    pub fn apply(&mut self, outcome: &Outcome, now: Timestamp) {
+        match outcome {
+            Outcome::SandboxCreated => self.sandbox_retry = None,
+            Outcome::SandboxFailed => self.sandbox_retry = Some(Retry::after(self.sandbox_retry, now)),
+            Outcome::SandboxStopped(id) => {
+                self.stopped_sandboxes.insert(id.clone());
+                self.teardown_retry = None;
+            }
+            Outcome::TeardownFailed => self.teardown_retry = Some(Retry::after(self.teardown_retry, now)),
+            Outcome::TeardownDone => self.teardown_retry = None,
+            Outcome::Pulled { container, image_ref } => {
+                let history = self.container(container);
+                history.pulled = Some(image_ref.clone());
+                history.pull_backoff = None;
+            }
+            Outcome::StartFailed { container, image, reason, message } => {
+                self.container(container).start_failed(image, reason, message, now);
+            }
+            Outcome::Started { container } => {
+                let history = self.container(container);
+                history.failure = None;
+                history.pulled = None;
+            }
+            Outcome::DeleteSent => {
+                self.delete_sent = true;
+                self.delete_retry = None;
+            }
+            Outcome::DeleteFailed => self.delete_retry = Some(Retry::after(self.delete_retry, now)),
+            Outcome::CleanedUp => self.cleaned_up = true,
+        }
+    }
+
+    /// The memory of one container, made if there is none.
+    pub fn container(&mut self, name: &str) -> &mut ContainerHistory {
+        self.containers.entry(name.to_owned()).or_default()
+    }
+
+    /// The instance was stopped because the container's definition changed.
+    pub(crate) fn was_replaced(&self, container: &str, id: &ContainerId) -> bool {
+        self.containers.get(container).is_some_and(|h| h.replaced.contains(id))
+    }
+}
+
+impl ContainerHistory {
+    fn start_failed(&mut self, image: &str, reason: &str, message: &str, now: Timestamp) {
+        let mut failure = StartFailure {
+            reason: reason.to_owned(),
+            message: message.to_owned(),
+            image: image.to_owned(),
+            at: now,
+            retry_at: (reason != reasons::INVALID_IMAGE_NAME).then(|| now + RETRY),
+            backing_off: false,
+        };
+        if failure.is_pull() {
+            let previous = self.pull_backoff.as_ref().filter(|(of, _)| of == image).map(|(_, b)| *b);
+            let backoff = Backoff::next(previous, now, now, backoff::MAX);
+            failure.retry_at = Some(now + backoff.delay);
+            self.pull_backoff = Some((image.to_owned(), backoff));
+        }
+        self.pulled = None;
+        self.failure = Some(failure);
+    }
+}

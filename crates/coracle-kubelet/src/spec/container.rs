@@ -1,0 +1,179 @@
+//! The configuration of a container.
+
+use std::path::PathBuf;
+
+use coracle_cri::{
+    ContainerConfig, Image, ImageSpec, LinuxContainerResources, Mount, MountPropagation, SecurityContext,
+};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
+
+use super::env::{self, EnvContext};
+use super::sandbox::namespaces;
+use super::{ANNOTATION_RESTART_COUNT, LABEL_CONTAINER_NAME, PodIdentity};
+use crate::pod::StartContainer;
+use crate::pod::inputs::{ANNOTATION_BACKOFF, ANNOTATION_HASH, ANNOTATION_IMAGE, ANNOTATION_IMAGE_ID};
+
+/// Where a container finds its termination message file unless it says otherwise.
+pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
+
+/// What the node adds to the container's spec.
+#[derive(Debug, Clone)]
+pub struct ContainerContext<'a> {
+    /// What its variables may refer to.
+    pub env: EnvContext<'a>,
+    /// The image it runs.
+    pub image: &'a Image,
+    /// Its limits.
+    pub resources: LinuxContainerResources,
+    /// The Pod's hosts file.
+    pub hosts_file: PathBuf,
+    /// The file of its termination message.
+    pub termination_file: PathBuf,
+}
+
+/// Makes the configuration.
+///
+/// # Errors
+/// The waiting message of `CreateContainerConfigError`.
+pub fn container_config(
+    pod: &Pod,
+    container: &Container,
+    start: &StartContainer,
+    context: &ContainerContext<'_>,
+) -> Result<ContainerConfig, String> {
+    let empty = PodSpec::default();
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let identity = PodIdentity::of(pod);
+    let security_context = security_context(spec, container);
+    check_non_root(spec, container, &security_context, context.image, &identity)?;
+    let envs = env::environment(container, &context.env)?;
+    let value_of = |name: &str| envs.iter().find(|v| v.key == name).map(|v| v.value.as_str());
+    let expand = |texts: &Option<Vec<String>>| -> Vec<String> {
+        texts.iter().flatten().map(|text| env::expand(text, value_of)).collect()
+    };
+    let (command, args) = (expand(&container.command), expand(&container.args));
+    let mut labels = identity.labels();
+    labels.insert(LABEL_CONTAINER_NAME.to_owned(), container.name.clone());
+    let wanted = container.image.clone().unwrap_or_default();
+    let mut annotations = std::collections::BTreeMap::from([
+        (ANNOTATION_HASH.to_owned(), start.hash.clone()),
+        (ANNOTATION_RESTART_COUNT.to_owned(), start.attempt.to_string()),
+        (ANNOTATION_IMAGE.to_owned(), image_name(context.image, &wanted)),
+        (ANNOTATION_IMAGE_ID.to_owned(), image_id(context.image)),
+    ]);
+    if let Some(backoff) = start.backoff {
+        annotations.insert(ANNOTATION_BACKOFF.to_owned(), backoff.to_annotation());
+    }
+    Ok(ContainerConfig {
+        name: container.name.clone(),
+        attempt: start.attempt,
+        image: ImageSpec { image: context.image.id.clone() },
+        user_specified_image: wanted,
+        command,
+        args,
+        working_dir: container.working_dir.clone().unwrap_or_default(),
+        mounts: mounts(container, context),
+        envs,
+        labels,
+        annotations,
+        log_path: PathBuf::from(&container.name).join(format!("{}.log", start.attempt)),
+        stdin: container.stdin == Some(true),
+        stdin_once: container.stdin_once == Some(true),
+        tty: container.tty == Some(true),
+        resources: context.resources.clone(),
+        security_context,
+        stop_signal: container.lifecycle.as_ref().and_then(|l| l.stop_signal.clone()).unwrap_or_default(),
+    })
+}
+
+/// What the status shows as `image`: the image's full name that the spec's name stands for, if it has one.
+fn image_name(image: &Image, wanted: &str) -> String {
+    let tagged = crate::pod::image_name::with_default_tag(wanted).unwrap_or_else(|_| wanted.to_owned());
+    let names = image.repo_tags.iter().chain(&image.repo_digests);
+    names
+        .clone()
+        .find(|name| **name == tagged || name.ends_with(&format!("/{tagged}")))
+        .or_else(|| image.repo_tags.first())
+        .cloned()
+        .unwrap_or_else(|| wanted.to_owned())
+}
+
+fn image_id(image: &Image) -> String {
+    image.repo_digests.first().unwrap_or(&image.id).clone()
+}
+
+fn mounts(container: &Container, context: &ContainerContext<'_>) -> Vec<Mount> {
+    let bind = |container_path: &str, host_path: &PathBuf| Mount {
+        container_path: PathBuf::from(container_path),
+        host_path: host_path.clone(),
+        readonly: false,
+        propagation: MountPropagation::Private,
+    };
+    let message_path = container.termination_message_path.as_deref().unwrap_or(TERMINATION_MESSAGE_PATH);
+    let mut mounts = Vec::new();
+    if !container.volume_mounts.iter().flatten().any(|m| m.mount_path == "/etc/hosts") {
+        mounts.push(bind("/etc/hosts", &context.hosts_file));
+    }
+    if !message_path.is_empty() {
+        mounts.push(bind(message_path, &context.termination_file));
+    }
+    mounts
+}
+
+fn security_context(spec: &PodSpec, container: &Container) -> SecurityContext {
+    let pod = spec.security_context.clone().unwrap_or_default();
+    let own = container.security_context.clone().unwrap_or_default();
+    let capabilities = own.capabilities.unwrap_or_default();
+    let names = |list: Option<Vec<String>>| -> Vec<String> {
+        list.unwrap_or_default()
+            .into_iter()
+            .map(|c| c.strip_prefix("CAP_").unwrap_or(&c).to_owned())
+            .collect()
+    };
+    let privileged = own.privileged == Some(true);
+    let unmasked = own.proc_mount.as_deref() == Some("Unmasked");
+    let seccomp = own.seccomp_profile.as_ref().or(pod.seccomp_profile.as_ref()).map(|p| p.type_.as_str());
+    let groups = pod.supplemental_groups.into_iter().flatten().chain(pod.fs_group);
+    SecurityContext {
+        privileged,
+        add_capabilities: names(capabilities.add),
+        drop_capabilities: names(capabilities.drop),
+        run_as_user: own.run_as_user.or(pod.run_as_user),
+        run_as_group: own.run_as_group.or(pod.run_as_group),
+        supplemental_groups: groups.collect(),
+        readonly_rootfs: own.read_only_root_filesystem == Some(true),
+        no_new_privs: own.allow_privilege_escalation == Some(false) && !privileged,
+        seccomp_unconfined: privileged || seccomp == Some("Unconfined"),
+        namespaces: namespaces(spec),
+        masked_paths: unmasked.then(Vec::new),
+        readonly_paths: unmasked.then(Vec::new),
+    }
+}
+
+fn check_non_root(
+    spec: &PodSpec,
+    container: &Container,
+    security: &SecurityContext,
+    image: &Image,
+    pod: &PodIdentity,
+) -> Result<(), String> {
+    let own = container.security_context.as_ref().and_then(|s| s.run_as_non_root);
+    let wanted = own.or(spec.security_context.as_ref().and_then(|s| s.run_as_non_root));
+    if wanted != Some(true) {
+        return Ok(());
+    }
+    let place = format!("(pod: \"{}\", container: {})", pod.full_name(), container.name);
+    match (security.run_as_user, image.uid) {
+        (Some(0), _) => Err(format!("container's runAsUser breaks non-root policy {place}")),
+        (Some(_), _) => Ok(()),
+        (None, Some(0)) => Err(format!("container has runAsNonRoot and image will run as root {place}")),
+        (None, Some(_)) => Ok(()),
+        (None, None) if image.username.is_empty() => {
+            Err(format!("container has runAsNonRoot and image will run as root {place}"))
+        }
+        (None, None) => Err(format!(
+            "container has runAsNonRoot and image has non-numeric user ({}), cannot verify user is non-root {place}",
+            image.username
+        )),
+    }
+}

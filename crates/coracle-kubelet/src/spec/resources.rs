@@ -1,0 +1,222 @@
+//! Requests and limits as the kernel gets them: shares, quota, memory, OOM scores and cgroup parents.
+
+use std::collections::BTreeMap;
+
+use coracle_cri::LinuxContainerResources;
+use k8s_openapi::api::core::v1::{Container, PodSpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::PodIdentity;
+
+const MIN_SHARES: i64 = 2;
+const MAX_SHARES: i64 = 262_144;
+const PERIOD_MICROS: i64 = 100_000;
+const MIN_QUOTA_MICROS: i64 = 1_000;
+
+/// A Pod's quality of service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Qos {
+    /// Limits equal requests everywhere.
+    Guaranteed,
+    /// Something is requested or limited.
+    Burstable,
+    /// Nothing is.
+    BestEffort,
+}
+
+impl Qos {
+    /// Reads `status.qosClass`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Qos> {
+        match text {
+            "Guaranteed" => Some(Qos::Guaranteed),
+            "Burstable" => Some(Qos::Burstable),
+            "BestEffort" => Some(Qos::BestEffort),
+            _ => None,
+        }
+    }
+}
+
+/// The Pod's parent cgroup.
+#[must_use]
+pub fn cgroup_parent(root: &str, qos: Qos, pod: &PodIdentity) -> String {
+    let class = match qos {
+        Qos::Guaranteed => "",
+        Qos::Burstable => "/burstable",
+        Qos::BestEffort => "/besteffort",
+    };
+    format!("{}/kubepods{class}/pod{}", root.trim_end_matches('/'), pod.uid)
+}
+
+/// Milli-units of a resource, rounded up; `None` if it is not named.
+#[must_use]
+pub fn milli(list: Option<&BTreeMap<String, Quantity>>, resource: &str) -> Option<i64> {
+    scaled(list, resource, true)
+}
+
+/// Whole units of a resource, rounded up; `None` if it is not named.
+#[must_use]
+pub fn whole(list: Option<&BTreeMap<String, Quantity>>, resource: &str) -> Option<i64> {
+    scaled(list, resource, false)
+}
+
+fn scaled(list: Option<&BTreeMap<String, Quantity>>, resource: &str, milli: bool) -> Option<i64> {
+    let nanos = nano_value(&list?.get(resource)?.0)?;
+    let unit = if milli { 1_000_000 } else { 1_000_000_000 };
+    i64::try_from(nanos.div_euclid(unit) + i128::from(nanos.rem_euclid(unit) != 0)).ok()
+}
+
+/// The exact value of a quantity in units of 10⁻⁹, rounded up; `None` if it is malformed or too large.
+fn nano_value(text: &str) -> Option<i128> {
+    let end =
+        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let (mantissa, exponent) = match suffix.strip_prefix(['e', 'E']).filter(|rest| !rest.is_empty()) {
+        Some(exponent) => (1, exponent.parse::<i32>().ok()?),
+        None => match suffix {
+            "n" => (1, -9),
+            "u" => (1, -6),
+            "m" => (1, -3),
+            "" => (1, 0),
+            "k" => (1, 3),
+            "M" => (1, 6),
+            "G" => (1, 9),
+            "T" => (1, 12),
+            "P" => (1, 15),
+            "E" => (1, 18),
+            "Ki" => (1i128 << 10, 0),
+            "Mi" => (1i128 << 20, 0),
+            "Gi" => (1i128 << 30, 0),
+            "Ti" => (1i128 << 40, 0),
+            "Pi" => (1i128 << 50, 0),
+            "Ei" => (1i128 << 60, 0),
+            _ => return None,
+        },
+    };
+    let (integer, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits: i128 = format!("{integer}{fraction}").parse().ok()?;
+    let scale = 9 + exponent - i32::try_from(fraction.len()).ok()?;
+    let value = digits.checked_mul(mantissa)?;
+    let power = 10i128.checked_pow(scale.unsigned_abs())?;
+    if scale >= 0 {
+        value.checked_mul(power)
+    } else {
+        Some(value.div_euclid(power) + i128::from(value.rem_euclid(power) != 0))
+    }
+}
+
+fn requests(container: &Container) -> Option<&BTreeMap<String, Quantity>> {
+    container.resources.as_ref()?.requests.as_ref()
+}
+
+fn limits(container: &Container) -> Option<&BTreeMap<String, Quantity>> {
+    container.resources.as_ref()?.limits.as_ref()
+}
+
+/// What one container asks for, limits standing in for missing requests: CPU in milli-units, or whole units.
+#[must_use]
+pub fn request(container: &Container, resource: &str) -> i64 {
+    let read = if resource == "cpu" { milli } else { whole };
+    read(requests(container), resource).or_else(|| read(limits(container), resource)).unwrap_or(0)
+}
+
+/// Limits of one container.
+#[must_use]
+pub fn container_resources(
+    spec: &PodSpec,
+    container: &Container,
+    qos: Qos,
+    node_memory: u64,
+) -> LinuxContainerResources {
+    LinuxContainerResources {
+        oom_score_adj: Some(oom_score_adj(spec, container, qos, node_memory)),
+        ..limits_of(
+            request(container, "cpu"),
+            milli(limits(container), "cpu"),
+            whole(limits(container), "memory"),
+        )
+    }
+}
+
+/// Limits of the Pod's cgroup: sums, and a limit only where every container has one.
+#[must_use]
+pub fn pod_resources(spec: &PodSpec) -> LinuxContainerResources {
+    let cpu_request = spec.containers.iter().map(|c| request(c, "cpu")).sum();
+    let total =
+        |read: &dyn Fn(&Container) -> Option<i64>| -> Option<i64> { spec.containers.iter().map(read).sum() };
+    let cpu = total(&|c| milli(limits(c), "cpu").filter(|v| *v > 0));
+    let memory = total(&|c| whole(limits(c), "memory").filter(|v| *v > 0));
+    limits_of(cpu_request, cpu, memory)
+}
+
+fn limits_of(cpu_request: i64, cpu_limit: Option<i64>, memory_limit: Option<i64>) -> LinuxContainerResources {
+    let quota = cpu_limit.filter(|m| *m > 0).map(|m| (m * PERIOD_MICROS / 1000).max(MIN_QUOTA_MICROS));
+    LinuxContainerResources {
+        cpu_shares: u64::try_from((cpu_request * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)).ok(),
+        cpu_period: quota.and_then(|_| u64::try_from(PERIOD_MICROS).ok()),
+        cpu_quota: quota,
+        memory_limit_in_bytes: memory_limit.filter(|bytes| *bytes > 0),
+        ..LinuxContainerResources::default()
+    }
+}
+
+/// How readily the kernel kills a container when memory runs out.
+fn oom_score_adj(spec: &PodSpec, container: &Container, qos: Qos, node_memory: u64) -> i32 {
+    const NODE_CRITICAL: i32 = 2_000_000_000;
+    if spec.priority.is_some_and(|p| p >= NODE_CRITICAL) {
+        return -997;
+    }
+    match qos {
+        Qos::Guaranteed => -997,
+        Qos::BestEffort => 1000,
+        Qos::Burstable => {
+            let memory = i128::from(node_memory).max(1);
+            let share = i128::from(request(container, "memory")) * 1000 / memory;
+            i32::try_from((1000 - share).clamp(3, 999)).unwrap_or(999)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn spec(containers: &serde_json::Value) -> PodSpec {
+        serde_json::from_value(json!({ "containers": containers })).unwrap()
+    }
+
+    #[test]
+    fn shares_quota_and_memory_follow_requests_and_limits() {
+        let spec = spec(&json!([
+            {"name": "a", "resources": {"requests": {"cpu": "250m", "memory": "64Mi"}, "limits": {"cpu": "0.5", "memory": "128Mi"}}},
+            {"name": "b"}
+        ]));
+        let a = container_resources(&spec, &spec.containers[0], Qos::Burstable, 1 << 30);
+        assert_eq!((a.cpu_shares, a.cpu_period, a.cpu_quota), (Some(256), Some(100_000), Some(50_000)));
+        assert_eq!(a.memory_limit_in_bytes, Some(128 << 20));
+        assert_eq!(a.oom_score_adj, Some(938));
+        let b = container_resources(&spec, &spec.containers[1], Qos::BestEffort, 1 << 30);
+        assert_eq!(
+            (b.cpu_shares, b.cpu_quota, b.memory_limit_in_bytes, b.oom_score_adj),
+            (Some(2), None, None, Some(1000))
+        );
+        let pod = pod_resources(&spec);
+        assert_eq!((pod.cpu_shares, pod.cpu_quota, pod.memory_limit_in_bytes), (Some(256), None, None));
+    }
+
+    #[test]
+    fn tiny_limits_are_raised_to_what_the_kernel_takes() {
+        let spec = spec(&json!([{"name": "a", "resources": {"limits": {"cpu": "1m", "memory": "1G"}}}]));
+        let a = container_resources(&spec, &spec.containers[0], Qos::Guaranteed, 1 << 30);
+        assert_eq!((a.cpu_shares, a.cpu_quota, a.oom_score_adj), (Some(2), Some(1000), Some(-997)));
+        assert_eq!(a.memory_limit_in_bytes, Some(1_000_000_000));
+    }
+
+    #[test]
+    fn qos_decides_the_cgroup() {
+        let pod = PodIdentity { namespace: "n".into(), name: "p".into(), uid: "u-1".into() };
+        assert_eq!(cgroup_parent("/coracle-a/", Qos::Guaranteed, &pod), "/coracle-a/kubepods/podu-1");
+        assert_eq!(cgroup_parent("", Qos::BestEffort, &pod), "/kubepods/besteffort/podu-1");
+    }
+}

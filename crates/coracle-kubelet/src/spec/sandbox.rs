@@ -1,0 +1,125 @@
+//! The configuration of a Pod's sandbox.
+
+use std::path::PathBuf;
+
+use coracle_cri::{
+    DnsConfig, NamespaceMode, NamespaceOptions, PodSandboxConfig, PodSandboxMetadata, PortMapping, Protocol,
+};
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
+
+use super::PodIdentity;
+use super::resources::{self, Qos};
+
+const HOSTNAME_MAX: usize = 63;
+
+/// What the node adds to the Pod's spec.
+#[derive(Debug, Clone)]
+pub struct SandboxContext {
+    /// Which sandbox of this Pod.
+    pub attempt: u32,
+    /// Host name of the node.
+    pub node_hostname: String,
+    /// Domain of the cluster.
+    pub cluster_domain: String,
+    /// Directory of the Pod's logs.
+    pub log_directory: PathBuf,
+    /// The Pod's DNS configuration.
+    pub dns: DnsConfig,
+    /// Under which `kubepods` is.
+    pub cgroup_root: String,
+    /// The Pod's class.
+    pub qos: Qos,
+}
+
+/// Makes the configuration.
+#[must_use]
+pub fn sandbox_config(pod: &Pod, spec: &PodSpec, context: &SandboxContext) -> PodSandboxConfig {
+    let identity = PodIdentity::of(pod);
+    let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
+    PodSandboxConfig {
+        metadata: PodSandboxMetadata {
+            name: identity.name.clone(),
+            uid: identity.uid.clone(),
+            namespace: identity.namespace.clone(),
+            attempt: context.attempt,
+        },
+        hostname: hostname(pod, spec, &context.node_hostname, &context.cluster_domain),
+        log_directory: context.log_directory.clone(),
+        dns_config: context.dns.clone(),
+        port_mappings: port_mappings(spec),
+        labels: identity.labels(),
+        annotations: pod.metadata.annotations.clone().unwrap_or_default(),
+        cgroup_parent: resources::cgroup_parent(&context.cgroup_root, context.qos, &identity),
+        resources: resources::pod_resources(spec),
+        sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
+        namespaces: namespaces(spec),
+    }
+}
+
+/// Which namespaces the Pod's containers share.
+#[must_use]
+pub fn namespaces(spec: &PodSpec) -> NamespaceOptions {
+    let node_or = |node: Option<bool>, other| if node == Some(true) { NamespaceMode::Node } else { other };
+    let pid = if spec.share_process_namespace == Some(true) {
+        NamespaceMode::Pod
+    } else {
+        NamespaceMode::Container
+    };
+    NamespaceOptions {
+        network: node_or(spec.host_network, NamespaceMode::Pod),
+        pid: node_or(spec.host_pid, pid),
+        ipc: node_or(spec.host_ipc, NamespaceMode::Pod),
+    }
+}
+
+/// The short host name of the Pod: as the spec says, else the Pod's name, cut to what the kernel takes.
+#[must_use]
+pub fn short_hostname(pod: &Pod, spec: &PodSpec) -> String {
+    let name = spec.hostname.as_deref().filter(|h| !h.is_empty());
+    let name = name.or(pod.metadata.name.as_deref()).unwrap_or_default();
+    let cut = &name[..name.len().min(HOSTNAME_MAX)];
+    cut.trim_end_matches(['-', '.']).to_owned()
+}
+
+/// The full name of a Pod with a subdomain.
+#[must_use]
+pub fn fqdn(pod: &Pod, spec: &PodSpec, domain: &str) -> Option<String> {
+    let subdomain = spec.subdomain.as_deref().filter(|s| !s.is_empty())?;
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    Some(format!("{}.{subdomain}.{namespace}.svc.{domain}", short_hostname(pod, spec)))
+}
+
+fn hostname(pod: &Pod, spec: &PodSpec, node: &str, domain: &str) -> String {
+    if let Some(own) = spec.hostname_override.as_deref().filter(|h| !h.is_empty()) {
+        return own.to_owned();
+    }
+    if spec.host_network == Some(true) {
+        return node.to_owned();
+    }
+    match fqdn(pod, spec, domain) {
+        Some(full) if spec.set_hostname_as_fqdn == Some(true) => full,
+        _ => short_hostname(pod, spec),
+    }
+}
+
+fn port_mappings(spec: &PodSpec) -> Vec<PortMapping> {
+    if spec.host_network == Some(true) {
+        return Vec::new();
+    }
+    let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            let host_port = u16::try_from(port.host_port?).ok().filter(|p| *p > 0)?;
+            Some(PortMapping {
+                protocol: match port.protocol.as_deref() {
+                    Some("UDP") => Protocol::Udp,
+                    Some("SCTP") => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+                container_port: u16::try_from(port.container_port).ok()?,
+                host_port,
+                host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+            })
+        })
+        .collect()
+}

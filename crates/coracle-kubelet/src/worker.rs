@@ -1,0 +1,558 @@
+//! One worker per Pod UID: gathers inputs, asks the core, starts what it says, and looks again when told to.
+//!
+//! A turn never waits for long work: what takes long is an operation in flight whose end is an outcome. The worker
+//! holds no truth but the memory of past attempts ([`History`]) and the work in flight; everything else is looked
+//! up anew in each turn. A turn that panics is reported, and tried again after a pause.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coracle_client::{ErrorExt as _, ObjectKey, request, revision_of, uid_of};
+use coracle_cri::{ContainerFilter, ContainerId, ContainerState, CriResult, ImageSpec, PodSandboxFilter};
+use futures::FutureExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use tracing::{debug, error, info, warn};
+
+use crate::context::Context;
+use crate::execute;
+use crate::pod::history::{History, Outcome};
+use crate::pod::inputs::{ImagePresence, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
+use crate::pod::reasons::PodEvent;
+use crate::pod::{self, PodAction, PodPlan, Publication, image_name};
+use crate::spec::{LABEL_POD_UID, PodIdentity};
+use crate::termination;
+
+/// Outcomes that may wait for the worker: more than operations it can have in flight.
+const OUTCOMES: usize = 64;
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Turns that follow each other without anything to wait for; more is a core that does not settle.
+const TURNS_MAX: usize = 32;
+
+/// How the node core reaches a worker.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkerHandle {
+    pub(crate) key: ObjectKey,
+    wake: Arc<Notify>,
+}
+
+impl WorkerHandle {
+    /// Something about the Pod may have changed.
+    pub(crate) fn look_again(&self) {
+        self.wake.notify_one();
+    }
+}
+
+pub(crate) struct Worker {
+    context: Arc<Context>,
+    identity: PodIdentity,
+    key: ObjectKey,
+    /// The newest version of the object that is known: heard from the informer, or the answer to a write.
+    pod: Arc<Pod>,
+    object_gone: bool,
+    rejection: Option<Rejection>,
+    lifecycle: Lifecycle,
+    history: History,
+    previous_status: PodStatus,
+    operations: BTreeMap<OperationKey, InFlight>,
+    write: WriteState,
+    termination_messages: BTreeMap<ContainerId, String>,
+    wake: Arc<Notify>,
+    outcomes: mpsc::Receiver<Done>,
+    done: mpsc::Sender<Done>,
+    turns: u64,
+}
+
+struct InFlight {
+    operation: Operation,
+    turn: u64,
+    task: AbortHandle,
+}
+
+/// The end of an operation.
+struct Done {
+    what: Finished,
+    turn: u64,
+}
+
+enum Finished {
+    Operation(OperationKey, Outcome),
+    Write(Box<Result<Option<Pod>, kube::Error>>),
+}
+
+#[derive(Default)]
+struct WriteState {
+    in_flight: Option<AbortHandle>,
+    /// After a failed write: when to try again.
+    retry: Option<(Timestamp, Duration)>,
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        for operation in self.operations.values() {
+            operation.task.abort();
+        }
+        if let Some(write) = &self.write.in_flight {
+            write.abort();
+        }
+    }
+}
+
+impl Worker {
+    pub(crate) fn new(context: Arc<Context>, pod: Arc<Pod>, rejection: Option<Rejection>) -> Self {
+        let identity = PodIdentity::of(&pod);
+        let (done, outcomes) = mpsc::channel(OUTCOMES);
+        Worker {
+            key: ObjectKey::namespaced(identity.namespace.clone(), identity.name.clone()),
+            identity,
+            previous_status: pod.status.clone().unwrap_or_default(),
+            pod,
+            context,
+            object_gone: false,
+            rejection,
+            lifecycle: Lifecycle::Syncing,
+            history: History::default(),
+            operations: BTreeMap::new(),
+            write: WriteState::default(),
+            termination_messages: BTreeMap::new(),
+            wake: Arc::new(Notify::new()),
+            outcomes,
+            done,
+            turns: 0,
+        }
+    }
+
+    pub(crate) fn handle(&self) -> WorkerHandle {
+        WorkerHandle { key: self.key.clone(), wake: self.wake.clone() }
+    }
+
+    /// Works until nothing of the Pod is left. Returns its UID.
+    pub(crate) async fn run(mut self) -> String {
+        if let Some(rejection) = &self.rejection {
+            let event = coracle_client::EventType::Warning;
+            let involved = coracle_client::reference(&*self.pod);
+            self.context.recorder.event(&involved, event, &rejection.reason, rejection.message.clone());
+        }
+        let mut pause = PAUSE_MIN;
+        while self.lifecycle != Lifecycle::Gone {
+            let wake_at = match AssertUnwindSafe(self.look()).catch_unwind().await {
+                Ok(Ok(wake_at)) => {
+                    pause = PAUSE_MIN;
+                    wake_at
+                }
+                Ok(Err(why)) => {
+                    warn!(pod = %self.key, error = %why, "cannot look at the pod's containers");
+                    let text = format!("error determining status: {why}");
+                    self.context.report(&self.pod, &PodEvent::pod_warning("FailedSync", text));
+                    self.pause_until(&mut pause)
+                }
+                Err(_) => {
+                    error!(pod = %self.key, "a turn of the pod's worker panicked");
+                    let text = "error determining status: the node agent met an internal error";
+                    self.context.report(&self.pod, &PodEvent::pod_warning("FailedSync", text));
+                    self.pause_until(&mut pause)
+                }
+            };
+            if self.lifecycle == Lifecycle::Gone {
+                break;
+            }
+            self.wait(wake_at).await;
+        }
+        info!(pod = %self.key, uid = %self.identity.uid, "pod is gone");
+        self.identity.uid.clone()
+    }
+
+    fn pause_until(&self, pause: &mut Duration) -> Option<Timestamp> {
+        let at = self.context.clock.now() + *pause;
+        *pause = (*pause * 2).min(PAUSE_MAX);
+        Some(at)
+    }
+
+    async fn wait(&mut self, wake_at: Option<Timestamp>) {
+        let timer = async {
+            match wake_at {
+                Some(at) => self.context.clock.sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        let done = coracle_clock::select! {
+            done = self.outcomes.recv() => done,
+            () = self.wake.notified() => None,
+            () = timer => None,
+        };
+        if let Some(done) = done {
+            self.finish(done);
+        }
+        // Whatever else has ended meanwhile belongs to the same look.
+        while let Ok(done) = self.outcomes.try_recv() {
+            self.finish(done);
+        }
+    }
+
+    /// Turns until the core has nothing more to say. Returns when to look again.
+    async fn look(&mut self) -> CriResult<Option<Timestamp>> {
+        for _ in 0..TURNS_MAX {
+            self.refresh_pod();
+            let mut inputs = self.gather().await?;
+            let plan = pod::plan(&inputs);
+            self.note(&plan);
+            let mut again = self.lifecycle != plan.lifecycle && plan.lifecycle != Lifecycle::Gone;
+            self.lifecycle = plan.lifecycle.clone();
+            for action in plan.actions {
+                again |= self.act(action, &inputs);
+            }
+            inputs.lifecycle = self.lifecycle.clone();
+            inputs.history = self.history.clone();
+            inputs.operations = self.operations_in_flight();
+            let wake_at = self.publish(&inputs, plan.wake_at);
+            if !again {
+                return Ok(wake_at);
+            }
+        }
+        error!(pod = %self.key, "the plan of the pod does not settle");
+        Ok(Some(self.context.clock.now() + PAUSE_MAX))
+    }
+
+    fn note(&self, plan: &PodPlan) {
+        debug!(pod = %self.key, actions = plan.actions.len(), waiting_on = ?plan.waiting_on, "planned");
+        if self.lifecycle != plan.lifecycle {
+            debug!(pod = %self.key, from = ?self.lifecycle, to = ?plan.lifecycle, "lifecycle");
+        }
+    }
+
+    fn refresh_pod(&mut self) {
+        let heard = self.context.pods.get_key(&self.key).filter(|pod| uid_of(&**pod) == self.identity.uid);
+        self.object_gone = heard.is_none();
+        if let Some(heard) = heard
+            && revision_of(&*heard) > revision_of(&*self.pod)
+        {
+            self.pod = heard;
+        }
+    }
+
+    // === Inputs ===
+
+    async fn gather(&mut self) -> CriResult<PodInputs> {
+        let runtime = &self.context.runtime;
+        let labels = BTreeMap::from([(LABEL_POD_UID.to_owned(), self.identity.uid.clone())]);
+        let mut sandboxes = Vec::new();
+        let filter = PodSandboxFilter { labels: labels.clone(), ..PodSandboxFilter::default() };
+        for sandbox in runtime.list_pod_sandboxes(&filter).await? {
+            // One that has gone since the listing is not there.
+            if let Some(status) = found(runtime.pod_sandbox_status(&sandbox.id).await)? {
+                sandboxes.push(status);
+            }
+        }
+        sandboxes.sort_by_key(|s| std::cmp::Reverse((s.sandbox.metadata.attempt, s.sandbox.created_at)));
+        let mut containers = Vec::new();
+        for container in
+            runtime.list_containers(&ContainerFilter { labels, ..ContainerFilter::default() }).await?
+        {
+            if let Some(status) = found(runtime.container_status(&container.id).await)? {
+                containers.push(status);
+            }
+        }
+        self.read_termination_messages(&containers).await;
+        let mut inputs = PodInputs {
+            pod: self.pod.clone(),
+            object_gone: self.object_gone,
+            now: self.context.clock.now(),
+            node: self.context.facts(),
+            lifecycle: self.lifecycle.clone(),
+            rejection: self.rejection.clone(),
+            sandboxes,
+            containers,
+            termination_messages: self.termination_messages.clone(),
+            images: BTreeMap::new(),
+            operations: self.operations_in_flight(),
+            history: self.history.clone(),
+            previous_status: self.previous_status.clone(),
+            published: self.pod.status.clone().unwrap_or_default(),
+        };
+        inputs.images = self.gather_images(&inputs).await;
+        Ok(inputs)
+    }
+
+    /// Asks about the images of containers that may be about to start.
+    async fn gather_images(&self, inputs: &PodInputs) -> BTreeMap<String, ImagePresence> {
+        let mut images = BTreeMap::new();
+        if self.lifecycle != Lifecycle::Syncing || inputs.ready_sandbox().is_none() {
+            return images;
+        }
+        for container in &inputs.spec().containers {
+            let alive = inputs.instances(&container.name).first().is_some_and(|newest| {
+                matches!(newest.container.state, ContainerState::Running | ContainerState::Unknown)
+            });
+            let wanted = container.image.as_deref().unwrap_or_default();
+            if let (false, Ok(image)) = (alive, image_name::with_default_tag(wanted)) {
+                let presence = match self.context.images.image_status(&ImageSpec { image }).await {
+                    Ok(Some(image)) => ImagePresence::Present(image),
+                    Ok(None) => ImagePresence::Absent,
+                    Err(why) => ImagePresence::InspectFailed(why.to_string()),
+                };
+                images.insert(container.name.clone(), presence);
+            }
+        }
+        images
+    }
+
+    /// Reads each message once: the file does not change any more when its container has ended.
+    async fn read_termination_messages(&mut self, containers: &[coracle_cri::ContainerStatus]) {
+        for status in containers.iter().filter(|c| c.container.state == ContainerState::Exited) {
+            let id = &status.container.id;
+            if !self.termination_messages.contains_key(id) {
+                let message =
+                    termination::read_message(&self.context.config.pod_logs_dir, &self.pod, status).await;
+                self.termination_messages.insert(id.clone(), message);
+            }
+        }
+        self.termination_messages.retain(|id, _| containers.iter().any(|c| c.container.id == *id));
+    }
+
+    fn operations_in_flight(&self) -> BTreeMap<OperationKey, Operation> {
+        self.operations.iter().map(|(key, in_flight)| (key.clone(), in_flight.operation)).collect()
+    }
+
+    // === Actions ===
+
+    /// Carries out one action. True if it changed what the core looks at, so that it must be asked again.
+    fn act(&mut self, action: PodAction, inputs: &PodInputs) -> bool {
+        debug!(pod = %self.key, ?action, "action");
+        let (context, pod) = (self.context.clone(), self.pod.clone());
+        match action {
+            PodAction::CreateSandbox { attempt } => {
+                let work = execute::create_sandbox(context, pod, attempt);
+                self.spawn(OperationKey::CreateSandbox, None, work);
+            }
+            PodAction::StopSandbox(id) => {
+                let work = execute::stop_sandbox(context, pod, id.clone());
+                self.spawn(OperationKey::StopSandbox(id), None, work);
+            }
+            PodAction::RemoveSandbox(id) => {
+                let work = execute::remove_sandbox(context, id.clone());
+                self.spawn(OperationKey::RemoveSandbox(id), None, work);
+            }
+            PodAction::PullImage { container, image } => {
+                let work = execute::pull_image(context, pod, container.clone(), image);
+                self.spawn(OperationKey::PullImage(container), None, work);
+            }
+            PodAction::StartContainer(start) => {
+                let history = self.history.container(&start.container);
+                if let Some(backoff) = start.backoff {
+                    history.restart_backoff = Some((start.hash.clone(), backoff));
+                }
+                let pod_ips = execute::pod_ips(inputs);
+                let key = OperationKey::StartContainer(start.container.clone());
+                self.spawn(key, None, execute::start_container(context, pod, pod_ips, *start));
+            }
+            PodAction::StopContainer { id, deadline, grace, event, replaces } => {
+                if let Some(event) = &event {
+                    context.report(&pod, event);
+                }
+                if let Some(container) = replaces {
+                    self.history.container(&container).replaced.insert(id.clone());
+                }
+                let work = execute::stop_container(context, pod, id.clone(), grace);
+                self.spawn(OperationKey::StopContainer(id), Some(deadline), work);
+            }
+            PodAction::RemoveContainer(id) => {
+                let work = execute::remove_container(context, self.identity.clone(), id.clone());
+                self.spawn(OperationKey::RemoveContainer(id), None, work);
+            }
+            PodAction::Cancel(key) => {
+                if let Some(in_flight) = self.operations.remove(&key) {
+                    in_flight.task.abort();
+                }
+            }
+            PodAction::FailStart { container, image, reason, message, events } => {
+                for event in &events {
+                    context.report(&pod, event);
+                }
+                let reason = reason.to_owned();
+                let outcome = Outcome::StartFailed { container, image, reason, message };
+                self.history.apply(&outcome, inputs.now);
+                return true;
+            }
+            PodAction::BeginBackOff { container, instance, event } => {
+                context.report(&pod, &event);
+                let history = self.history.container(&container);
+                match instance {
+                    Some(instance) => history.announced = Some(instance),
+                    None => history.failure.iter_mut().for_each(|failure| failure.backing_off = true),
+                }
+                return true;
+            }
+            PodAction::Report(event) => {
+                self.history.network_reported |= event.reason == "NetworkNotReady";
+                context.report(&pod, &event);
+            }
+            PodAction::DeletePod => {
+                self.spawn(
+                    OperationKey::DeletePod,
+                    None,
+                    execute::delete_pod(context, self.key.clone(), self.identity.uid.clone()),
+                );
+            }
+            PodAction::CleanUp => {
+                self.spawn(OperationKey::CleanUp, None, execute::clean_up(context, self.identity.clone()));
+            }
+        }
+        false
+    }
+
+    fn spawn(
+        &mut self,
+        key: OperationKey,
+        deadline: Option<Timestamp>,
+        work: impl Future<Output = Outcome> + Send + 'static,
+    ) {
+        self.turns += 1;
+        let turn = self.turns;
+        let (done, name) = (self.done.clone(), key.clone());
+        let task = tokio::spawn(async move {
+            let outcome = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(outcome) => outcome,
+                Err(_) => after_panic(&name),
+            };
+            // The worker has gone if nobody receives.
+            let _ = done.send(Done { what: Finished::Operation(name, outcome), turn }).await;
+        });
+        let operation = Operation { since: self.context.clock.now(), deadline };
+        let replaced = self.operations.insert(key, InFlight { operation, turn, task: task.abort_handle() });
+        if let Some(replaced) = replaced {
+            replaced.task.abort();
+        }
+    }
+
+    fn finish(&mut self, done: Done) {
+        let now = self.context.clock.now();
+        match done.what {
+            Finished::Operation(key, outcome) => {
+                // One that was cancelled or replaced says nothing any more.
+                if self.operations.get(&key).is_some_and(|in_flight| in_flight.turn == done.turn) {
+                    debug!(pod = %self.key, ?outcome, "outcome");
+                    self.operations.remove(&key);
+                    self.history.apply(&outcome, now);
+                }
+            }
+            Finished::Write(result) => {
+                self.write.in_flight = None;
+                match *result {
+                    Ok(written) => {
+                        self.write.retry = None;
+                        if let Some(pod) = written.filter(|pod| revision_of(pod) > revision_of(&*self.pod)) {
+                            self.pod = Arc::new(pod);
+                        }
+                    }
+                    Err(why) => {
+                        let last =
+                            self.write.retry.map_or(PAUSE_MIN, |(_, pause)| (pause * 2).min(PAUSE_MAX));
+                        warn!(pod = %self.key, error = %why, "cannot write the pod's status");
+                        self.write.retry = Some((now + last, last));
+                    }
+                }
+            }
+        }
+    }
+
+    // === Status ===
+
+    /// Writes the status if it is time to. Returns when to look again.
+    fn publish(&mut self, inputs: &PodInputs, wake_at: Option<Timestamp>) -> Option<Timestamp> {
+        let earliest = |at: Timestamp| Some(wake_at.map_or(at, |other| other.min(at)));
+        let status = pod::status(inputs);
+        self.previous_status = status.clone();
+        match pod::publication(inputs, &status) {
+            Publication::Nothing => return wake_at,
+            Publication::HoldUntil(at) => return earliest(at),
+            Publication::Now if self.write.in_flight.is_some() => return wake_at,
+            Publication::Now => {}
+        }
+        if let Some((at, _)) = self.write.retry.filter(|(at, _)| inputs.now < *at) {
+            return earliest(at);
+        }
+        let (client, key, base) = (self.context.client.clone(), self.key.clone(), self.pod.clone());
+        let done = self.done.clone();
+        let task = tokio::spawn(async move {
+            let result = write_status(&client, &key, base, &status).await;
+            let _ = done.send(Done { what: Finished::Write(Box::new(result)), turn: 0 }).await;
+        });
+        self.write.in_flight = Some(task.abort_handle());
+        wake_at
+    }
+}
+
+/// What is taken note of when an operation panicked: that it failed.
+fn after_panic(key: &OperationKey) -> Outcome {
+    const MESSAGE: &str = "the node agent met an internal error";
+    error!(operation = ?key, "an operation panicked");
+    match key {
+        OperationKey::CreateSandbox => Outcome::SandboxFailed,
+        OperationKey::PullImage(container) | OperationKey::StartContainer(container) => {
+            Outcome::StartFailed {
+                container: container.clone(),
+                image: String::new(),
+                reason: pod::reasons::CREATE_CONTAINER_ERROR.to_owned(),
+                message: MESSAGE.to_owned(),
+            }
+        }
+        OperationKey::DeletePod => Outcome::DeleteFailed,
+        OperationKey::StopSandbox(_)
+        | OperationKey::RemoveSandbox(_)
+        | OperationKey::StopContainer(_)
+        | OperationKey::RemoveContainer(_)
+        | OperationKey::CleanUp => Outcome::TeardownFailed,
+    }
+}
+
+fn found<T>(result: CriResult<T>) -> CriResult<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(coracle_cri::CriError::NotFound(_)) => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+/// Writes `status` over `base`, or over what has become of it. `None` if the object is gone.
+async fn write_status(
+    client: &kube::Client,
+    key: &ObjectKey,
+    base: Arc<Pod>,
+    status: &PodStatus,
+) -> Result<Option<Pod>, kube::Error> {
+    let uid = uid_of(&*base).to_owned();
+    let mut base = base;
+    loop {
+        let from = base.status.clone().unwrap_or_default();
+        let to = pod::rebase(status, &from);
+        let revision = base.metadata.resource_version.clone().unwrap_or_default();
+        let Some(patch) = pod::patch(&uid, &revision, &from, &to) else {
+            return Ok(Some(Arc::unwrap_or_clone(base)));
+        };
+        let patch = kube::api::Patch::Merge(patch);
+        match request::patch_status::<Pod>(client, key, &patch).await {
+            Ok(pod) => return Ok(Some(pod)),
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) if error.is_conflict() => {}
+            Err(error) => return Err(error),
+        }
+        let fresh = match request::get::<Pod>(client, key).await {
+            Ok(fresh) => fresh,
+            Err(error) if error.is_not_found() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if uid_of(&fresh) != uid {
+            return Ok(None);
+        }
+        if fresh.metadata.resource_version == base.metadata.resource_version {
+            // A conflict with what is there: the server knows why, and it is not a race.
+            return Err(kube::Error::Service("the status conflicts with the object it was made from".into()));
+        }
+        base = Arc::new(fresh);
+    }
+}
