@@ -276,10 +276,10 @@ impl Server {
                 status("gone", json!({"terminated": {"exitCode": 0, "containerID": "coracle://b"}}), "coracle://b"),
             ]},
         });
-        Self::with_pods(vec![Arc::new(serde_json::from_value(pod).unwrap())]).await
+        Self::with_pods(vec![Arc::new(serde_json::from_value(pod).unwrap())], Duration::from_secs(30)).await
     }
 
-    async fn with_pods(pods: Vec<Arc<Pod>>) -> Self {
+    async fn with_pods(pods: Vec<Arc<Pod>>, header_timeout: Duration) -> Self {
         let authority = Authority::new();
         let (certificate_pem, key_pem) = authority.issue("node", None, ExtendedKeyUsagePurpose::ServerAuth);
         let logs = tempfile::tempdir().unwrap();
@@ -300,7 +300,7 @@ impl Server {
             key_pem,
             client_ca_pem: authority.certificate_pem.clone(),
             pods_log_dir: logs.path().to_owned(),
-            header_timeout: Duration::from_millis(300),
+            header_timeout,
             shutdown_grace: Duration::from_secs(10),
         };
         let shutdown = CancellationToken::new();
@@ -480,7 +480,7 @@ async fn a_certificate_of_another_authority_ends_the_handshake() {
 
 #[tokio::test]
 async fn slow_callers_are_cut_off() {
-    let server = Server::start().await;
+    let server = Server::with_pods(Vec::new(), Duration::from_millis(500)).await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     assert_eq!(within(silent.read(&mut [0; 16])).await.unwrap_or(0), 0, "no TLS handshake");
     let mut slow = server.connect(Some(API_SERVER)).await;
@@ -493,7 +493,7 @@ async fn slow_callers_are_cut_off() {
 
 #[tokio::test]
 async fn a_panic_is_the_requests_own() {
-    let server = Server::with_pods(Vec::new()).await;
+    let server = Server::with_pods(Vec::new(), Duration::from_secs(30)).await;
     assert_eq!(server.get("/pods").await.0, 500);
     assert_eq!(server.request(None, "GET", "/healthz").await.0, 200);
     server.stop().await;
@@ -673,7 +673,7 @@ async fn a_client_that_does_not_read_stalls_the_program_and_loses_nothing() {
     let server = Server::start().await;
     let exec = server.exec("command=cat&input=1&output=1", BOTH).await;
     let (mut sink, mut source) = exec.socket.split();
-    let sent = 64_usize << 20;
+    let sent = 16_usize << 20;
     let block = Bytes::from([vec![0], vec![b'x'; 64 << 10]].concat());
     let writer = tokio::spawn(async move {
         for _ in 0..sent / (64 << 10) {
