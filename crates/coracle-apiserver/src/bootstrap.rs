@@ -1,24 +1,32 @@
 //! What every cluster has: its namespaces, and the Service `kubernetes` with the server's address behind it.
 //!
-//! All of it goes through the same door as everybody's requests.
+//! All of it goes through the same door as everybody's requests. What is deleted of it is made again.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_api::Value;
+use coracle_api::catalogue;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::json;
 use tower::Service;
 
 use crate::body::full;
-use crate::server::{ApiServer, StartError};
+use crate::hub::{Event, WatchEnd, Watcher};
+use crate::server::{Core, InProcess, StartError};
+
+/// A pause after what could not be restored.
+const RETRY: Duration = Duration::from_secs(10);
 
 const NAMESPACES: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
 
-pub(crate) async fn run(server: &ApiServer) -> Result<(), StartError> {
+pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
     for name in NAMESPACES {
         let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
-        ensure(server, "/api/v1/namespaces", namespace).await?;
+        ensure(core, "/api/v1/namespaces", namespace).await?;
     }
-    let config = &server.core.config;
+    let config = &core.config;
     let service = json!({
         "apiVersion": "v1", "kind": "Service",
         "metadata": { "name": "kubernetes", "namespace": "default",
@@ -26,23 +34,73 @@ pub(crate) async fn run(server: &ApiServer) -> Result<(), StartError> {
         "spec": { "type": "ClusterIP", "clusterIP": config.service_range.first().to_string(),
                   "ports": [{ "name": "https", "protocol": "TCP", "port": 443, "targetPort": config.advertise.port() }] },
     });
-    ensure(server, "/api/v1/namespaces/default/services", service).await?;
+    ensure(core, "/api/v1/namespaces/default/services", service).await?;
+    let (ip, port) = (config.advertise.ip(), config.advertise.port());
+    // Endpoints are for others: an address that leads everyone to themselves is none.
+    let subsets = if ip.is_loopback() || ip.is_unspecified() {
+        json!([])
+    } else {
+        json!([{ "addresses": [{ "ip": ip.to_string() }],
+                 "ports": [{ "name": "https", "port": port, "protocol": "TCP" }] }])
+    };
     let endpoints = json!({
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": { "name": "kubernetes", "namespace": "default",
                       "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" } },
-        "subsets": [{ "addresses": [{ "ip": config.advertise.ip().to_string() }],
-                      "ports": [{ "name": "https", "port": config.advertise.port(), "protocol": "TCP" }] }],
+        "subsets": subsets,
     });
     let path = "/api/v1/namespaces/default/endpoints";
-    ensure(server, path, endpoints.clone()).await?;
+    ensure(core, path, endpoints.clone()).await?;
     // Those of an earlier run may show an earlier address.
-    let (code, answer) = send(server, Method::PUT, &format!("{path}/kubernetes"), &endpoints).await;
+    let (code, answer) = send(core, Method::PUT, &format!("{path}/kubernetes"), &endpoints).await;
     if code.is_success() { Ok(()) } else { Err(failed("Endpoints kubernetes", &answer, code)) }
 }
 
-async fn ensure(server: &ApiServer, path: &str, object: Value) -> Result<(), StartError> {
-    let (code, answer) = send(server, Method::POST, path, &object).await;
+/// Makes again what is deleted, until the server ends.
+pub(crate) async fn keep(core: Arc<Core>) {
+    let mut kept = Vec::new();
+    for (plural, namespace, names) in [
+        ("namespaces", "", &NAMESPACES[..]),
+        ("services", "default", &["kubernetes"]),
+        ("endpoints", "default", &["kubernetes"]),
+    ] {
+        let Some(row) = catalogue::find("", "v1", plural) else { continue };
+        let keys: Vec<String> = names.iter().map(|name| row.storage_key(namespace, name)).collect();
+        match core.hub.watch(row.storage_prefix, core.hub.progress()).await {
+            Ok(watcher) => kept.push((watcher, keys)),
+            Err(_) => return,
+        }
+    }
+    let [(namespaces, a), (services, b), (endpoints, c)] = kept.as_mut_slice() else { return };
+    loop {
+        let missing = coracle_clock::select! {
+            () = core.draining.cancelled() => return,
+            missing = deleted(namespaces, a) => missing,
+            missing = deleted(services, b) => missing,
+            missing = deleted(endpoints, c) => missing,
+        };
+        if missing.is_err() {
+            return;
+        }
+        while let Err(error) = run(&core).await {
+            tracing::warn!(%error, "could not restore what every cluster has");
+            coracle_clock::select! {
+                () = core.draining.cancelled() => return,
+                () = core.clock.sleep(RETRY) => {}
+            }
+        }
+    }
+}
+
+/// Waits until one of `keys` is removed.
+async fn deleted(watcher: &mut Watcher, keys: &[String]) -> Result<(), WatchEnd> {
+    let gone = |event: &Arc<Event>| event.new.is_none() && keys.iter().any(|key| key.as_bytes() == event.key);
+    while !watcher.next().await?.iter().any(gone) {}
+    Ok(())
+}
+
+async fn ensure(core: &Arc<Core>, path: &str, object: Value) -> Result<(), StartError> {
+    let (code, answer) = send(core, Method::POST, path, &object).await;
     if code.is_success() || answer["reason"] == "AlreadyExists" {
         return Ok(());
     }
@@ -57,14 +115,14 @@ fn failed(what: &str, answer: &Value, code: StatusCode) -> StartError {
     StartError::Bootstrap { what: what.to_owned(), status }
 }
 
-async fn send(server: &ApiServer, method: Method, path: &str, object: &Value) -> (StatusCode, Value) {
+async fn send(core: &Arc<Core>, method: Method, path: &str, object: &Value) -> (StatusCode, Value) {
     let mut request = Request::new(full(object.to_string()));
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().unwrap_or_default();
     request
         .headers_mut()
         .insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-    let response = match server.admin().call(request).await {
+    let response = match InProcess::own(core).call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
     };

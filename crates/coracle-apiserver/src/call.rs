@@ -43,13 +43,9 @@ impl Call {
         };
         // For a namespace itself, the path's namespace is its own name.
         let own_namespace = row.group.is_empty() && row.plural == "namespaces";
-        if row.namespaced != path.namespace.is_some()
-            && !own_namespace
-            && (row.namespaced == path.name.is_some())
-        {
-            return Err(Status::unknown_resource());
-        }
-        if !row.namespaced && path.namespace.is_some() && !own_namespace {
+        let lost = row.namespaced && path.namespace.is_none() && path.name.is_some();
+        let misplaced = !row.namespaced && path.namespace.is_some() && !own_namespace;
+        if lost || misplaced {
             return Err(Status::unknown_resource());
         }
         let verb = verb(method, path.name.is_some(), &query)

@@ -42,7 +42,8 @@ const ROOT: &str = "/registry/";
 pub struct Config {
     /// Addresses of Services.
     pub service_range: ServiceRange,
-    /// Where this server is reached: the endpoint of the Service `kubernetes`.
+    /// Where this server is reached: the endpoint of the Service `kubernetes`, which has none while this is a
+    /// loopback address.
     pub advertise: SocketAddr,
     /// How to reach the node agents; without it, logs and exec answer 503.
     pub kubelet: Option<KubeletClient>,
@@ -153,8 +154,10 @@ impl ApiServer {
         });
         let expiry = tokio::spawn(crate::events::expire(Arc::clone(&core)));
         let server = Arc::new(ApiServer { core, tasks: Mutex::new(vec![feed, expiry]) });
-        crate::bootstrap::run(&server).await?;
+        crate::bootstrap::run(&server.core).await?;
         server.core.ready.store(true, Ordering::Release);
+        let keeper = tokio::spawn(crate::bootstrap::keep(Arc::clone(&server.core)));
+        server.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(keeper);
         Ok(server)
     }
 
@@ -177,10 +180,6 @@ impl ApiServer {
             }
         }
     }
-
-    pub(crate) fn admin(&self) -> InProcess {
-        self.in_process(UserInfo::new("system:apiserver", [SYSTEM_MASTERS]))
-    }
 }
 
 /// A caller inside the process: a `tower::Service` without a socket.
@@ -188,6 +187,14 @@ impl ApiServer {
 pub struct InProcess {
     core: Arc<Core>,
     user: UserInfo,
+}
+
+impl InProcess {
+    /// The server itself.
+    pub(crate) fn own(core: &Arc<Core>) -> Self {
+        let user = UserInfo::new("system:apiserver", [SYSTEM_MASTERS]);
+        InProcess { core: Arc::clone(core), user }
+    }
 }
 
 impl fmt::Debug for InProcess {

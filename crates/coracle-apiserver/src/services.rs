@@ -1,4 +1,4 @@
-//! Addresses and node ports of Services.
+//! Addresses of Services.
 //!
 //! What is taken is a key of its own, put and removed in the same transaction as the Service: two Services never
 //! get one address, however many servers write, and none is ever leaked or repaired.
@@ -21,9 +21,6 @@ use crate::server::{Core, store_failed};
 use crate::write::Along;
 
 const IPS: &str = "/registry/ranges/serviceips/";
-const PORTS: &str = "/registry/ranges/servicenodeports/";
-/// Node ports, as upstream's default.
-const PORT_RANGE: std::ops::RangeInclusive<i64> = 30000..=32767;
 
 /// A range of IPv4 addresses for Services, such as `10.43.0.0/16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,13 +87,6 @@ impl ServiceRange {
     }
 }
 
-/// What a Service holds.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Held {
-    ip: Option<Ipv4Addr>,
-    ports: BTreeSet<(i64, String)>,
-}
-
 fn text<'a>(service: &'a Value, pointer: &str) -> &'a str {
     service.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
@@ -105,40 +95,13 @@ fn is_external_name(service: &Value) -> bool {
     text(service, "/spec/type") == "ExternalName"
 }
 
-fn wants_node_ports(service: &Value) -> bool {
-    match text(service, "/spec/type") {
-        "NodePort" => true,
-        "LoadBalancer" => {
-            service.pointer("/spec/allocateLoadBalancerNodePorts").and_then(Value::as_bool) != Some(false)
-        }
-        _ => false,
-    }
+/// The address that a Service holds.
+fn held(service: &Value) -> Option<Ipv4Addr> {
+    text(service, "/spec/clusterIP").parse().ok()
 }
 
-fn protocol(port: &Value) -> String {
-    port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned()
-}
-
-fn held(service: &Value) -> Held {
-    let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
-    let mut held = Held {
-        ip: text(service, "/spec/clusterIP").parse().ok(),
-        ports: ports
-            .filter_map(|port| Some((port.get("nodePort")?.as_i64()?, protocol(port))))
-            .filter(|(port, _)| *port != 0)
-            .collect(),
-    };
-    if let Some(port) =
-        service.pointer("/spec/healthCheckNodePort").and_then(Value::as_i64).filter(|p| *p != 0)
-    {
-        held.ports.insert((port, "TCP".to_owned()));
-    }
-    held
-}
-
-fn keys(held: &Held) -> BTreeSet<String> {
-    let ports = held.ports.iter().map(|(port, protocol)| format!("{PORTS}{port}/{protocol}"));
-    held.ip.iter().map(|ip| format!("{IPS}{ip}")).chain(ports).collect()
+fn key_of(address: Ipv4Addr) -> Bytes {
+    Bytes::from(format!("{IPS}{address}"))
 }
 
 fn is_service(row: &Resource) -> bool {
@@ -146,7 +109,7 @@ fn is_service(row: &Resource) -> bool {
 }
 
 impl Core {
-    /// Gives a Service its address and node ports, and adds to `along` what takes and frees them.
+    /// Gives a Service its address, and adds to `along` what takes and frees it.
     pub(crate) async fn allocate(
         &self,
         row: &Resource,
@@ -157,7 +120,7 @@ impl Core {
         if !is_service(row) {
             return Ok(());
         }
-        let before = old.map(held).unwrap_or_default();
+        let before = old.and_then(held);
         let invalid = |error: FieldError| Status::invalid("", "Service", metadata::name(new), &[error]);
         let spec_path = Path::new("spec");
         let headless = text(new, "/spec/clusterIP") == "None"
@@ -170,9 +133,8 @@ impl Core {
                 "" => first,
                 ip => ip,
             };
-            let taken: BTreeSet<Ipv4Addr> =
-                self.taken(IPS).await?.iter().filter_map(|name| name.parse().ok()).collect();
-            Some(match (asked, before.ip) {
+            let taken: BTreeSet<Ipv4Addr> = self.taken().await?;
+            Some(match (asked, before) {
                 ("", Some(ip)) => ip,
                 ("", None) => {
                     let start = u32::from_str_radix(&self.ids.uid()[..8], 16).unwrap_or_default();
@@ -188,7 +150,7 @@ impl Core {
                         Err(invalid(FieldError::invalid(&path, json!([asked]), why)))
                     };
                     match asked.parse::<Ipv4Addr>() {
-                        Ok(ip) if Some(ip) == before.ip => ip,
+                        Ok(ip) if Some(ip) == before => ip,
                         Ok(ip) if !self.config.service_range.contains(ip) => {
                             return refuse(format!(
                                 "the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",
@@ -204,41 +166,34 @@ impl Core {
                 }
             })
         };
-        let taken_ports = if wants_node_ports(new) { self.taken(PORTS).await? } else { BTreeSet::new() };
-        let seed = i64::from(u16::from_str_radix(&self.ids.uid()[..4], 16).unwrap_or_default());
         write_address(new, address, headless);
-        give_ports(new, &before, &taken_ports, seed)
-            .map_err(|error| Status::invalid("", "Service", metadata::name(new), &[*error]))?;
-        let after = keys(&held(new));
-        let before = keys(&before);
-        let owner = Bytes::from(format!("{}/{}", metadata::namespace(new), metadata::name(new)));
-        for key in after.difference(&before) {
-            let key = Bytes::from(key.clone());
+        if address == before {
+            return Ok(());
+        }
+        if let Some(address) = address {
+            let (key, owner) = (key_of(address), Bytes::from(text(new, "/metadata/uid").to_owned()));
             along.compares.push(Compare { key: key.clone(), mod_revision: Revision(0) });
-            along.ops.push(Op::Put { key, value: owner.clone() });
+            along.ops.push(Op::Put { key, value: owner });
         }
-        for key in before.difference(&after) {
-            along.ops.push(Op::Delete { key: Bytes::from(key.clone()) });
-        }
+        along.ops.extend(before.map(|address| Op::Delete { key: key_of(address) }));
         Ok(())
     }
 
     /// Adds to `along` what frees all that a Service holds.
     pub(crate) fn release(&self, row: &Resource, object: &Value, along: &mut Along) {
         if is_service(row) {
-            let keys = keys(&held(object)).into_iter();
             // What the same transaction was about to take is not taken.
             along.compares.clear();
-            along.ops = keys.map(|key| Op::Delete { key: Bytes::from(key) }).collect();
+            along.ops = held(object).map(|address| Op::Delete { key: key_of(address) }).into_iter().collect();
         }
     }
 
-    /// What is taken below `prefix`.
-    async fn taken(&self, prefix: &'static str) -> Result<BTreeSet<String>, Status> {
-        let request = ListRequest { prefix: Bytes::from_static(prefix.as_bytes()), ..ListRequest::default() };
+    /// What is taken.
+    async fn taken(&self) -> Result<BTreeSet<Ipv4Addr>, Status> {
+        let request = ListRequest { prefix: Bytes::from_static(IPS.as_bytes()), ..ListRequest::default() };
         let page = self.store.list(&request).await.map_err(|error| store_failed(&error))?;
-        let name = |key: &Bytes| String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
-        Ok(page.items.iter().map(|kv| name(&kv.key)).collect())
+        let address = |key: &Bytes| std::str::from_utf8(key.get(IPS.len()..)?).ok()?.parse().ok();
+        Ok(page.items.iter().filter_map(|kv| address(&kv.key)).collect())
     }
 }
 
@@ -260,53 +215,6 @@ fn write_address(service: &mut Value, address: Option<Ipv4Addr>, headless: bool)
     spec.insert("clusterIPs".to_owned(), json!([shown]));
     spec.entry("ipFamilies").or_insert_with(|| json!(["IPv4"]));
     spec.entry("ipFamilyPolicy").or_insert_with(|| "SingleStack".into());
-}
-
-fn give_ports(
-    service: &mut Value,
-    before: &Held,
-    taken: &BTreeSet<String>,
-    seed: i64,
-) -> Result<(), Box<FieldError>> {
-    let wanted = wants_node_ports(service);
-    let Some(ports) = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut) else { return Ok(()) };
-    let used = |port: i64| taken.iter().any(|name| name.split('/').next() == Some(port.to_string().as_str()));
-    let mut chosen: BTreeSet<i64> =
-        ports.iter().filter_map(|port| port.get("nodePort").and_then(Value::as_i64)).collect();
-    for (index, port) in ports.iter_mut().enumerate() {
-        let path = Path::new("spec").child("ports").index(index).child("nodePort");
-        let protocol = protocol(port);
-        let asked = port.get("nodePort").and_then(Value::as_i64).filter(|port| *port != 0);
-        match asked {
-            // Node ports are refused by validation where they have no place; nothing is given there.
-            _ if !wanted => {}
-            Some(asked) if before.ports.contains(&(asked, protocol.clone())) => {}
-            Some(asked) if !PORT_RANGE.contains(&asked) => {
-                let why = "provided port is not in the valid range. The range of valid ports is 30000-32767";
-                return Err(Box::new(FieldError::invalid(&path, asked, why)));
-            }
-            Some(asked) if taken.contains(&format!("{asked}/{protocol}")) => {
-                return Err(Box::new(FieldError::invalid(
-                    &path,
-                    asked,
-                    "provided port is already allocated",
-                )));
-            }
-            Some(_) => {}
-            None => {
-                let count = PORT_RANGE.end() - PORT_RANGE.start() + 1;
-                let free = (0..count)
-                    .map(|offset| PORT_RANGE.start() + (seed + offset).rem_euclid(count))
-                    .find(|port| !chosen.contains(port) && !used(*port))
-                    .ok_or_else(|| {
-                        Box::new(FieldError::internal(&path, "failed to allocate a nodePort: range is full"))
-                    })?;
-                chosen.insert(free);
-                port["nodePort"] = free.into();
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
