@@ -200,6 +200,9 @@ fn execute(spec: &Spec) -> String {
         Ok(path) => path,
         Err(why) => return format!("exec: \"{program}\": {why}"),
     };
+    if let Err(error) = crate::confine::confine(spec) {
+        return format!("cannot confine the container: {error}");
+    }
     let home = std::env::var_os("HOME");
     let mut command = Command::new(&path);
     command.arg0(program).args(&args[1..]).env_clear();

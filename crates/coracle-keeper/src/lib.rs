@@ -17,6 +17,12 @@ use serde::{Deserialize, Serialize};
 /// Version of the messages. A keeper refuses a request of a later version with [`Reply::Failed`].
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// Annotation of an OCI specification: numbers of the capabilities that the container really gets, with commas.
+/// The specification itself has two more, which the keeper's child needs to the end and gives up then.
+pub const CAPABILITIES_ANNOTATION: &str = "coracle.capabilities";
+/// Annotation of an OCI specification that wants the default system call filter.
+pub const FILTER_ANNOTATION: &str = "coracle.filter";
+
 /// File in a sandbox's run directory with the [`SandboxSetup`].
 pub const SETUP_FILE: &str = "keeper.json";
 /// The keeper's socket in a sandbox's run directory.

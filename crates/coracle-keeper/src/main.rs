@@ -5,8 +5,10 @@
 //! is synchronous, has one thread and one loop over `poll`, and touches little memory: the OCI library runs in
 //! short-lived children only.
 
+mod confine;
 mod launch;
 mod log;
+mod process;
 mod sandbox;
 mod server;
 

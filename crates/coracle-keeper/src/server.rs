@@ -3,28 +3,28 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use coracle_keeper::{
-    EXIT_FILE, Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord,
-    UnixNanos, wire, write_durably,
+    EXIT_FILE, Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord, wire,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::SocketFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, kill_process_group, pidfd_open,
-    pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
 };
-use rustix::time::{ClockId, clock_gettime};
 
 use crate::launch::{self, Helper, Stdio};
 use crate::log::{LineCutter, LogFile};
+use crate::process::{
+    Container, Kind, Launch, Output, Process, listen, now, oom_kills, receive_terminal, store, write_quickly,
+};
 use crate::sandbox;
 
-type ConnectionId = u64;
+pub(crate) type ConnectionId = u64;
 type ProcessId = u64;
 
 pub(crate) struct Server {
@@ -42,42 +42,6 @@ struct Connection {
     subscribed: bool,
 }
 
-/// A container's first process, or a further one: from the request to the record of its end.
-struct Process {
-    kind: Kind,
-    /// Who gets told; a container goes on without.
-    connection: Option<ConnectionId>,
-    launch: Option<Launch>,
-    pidfd: Option<OwnedFd>,
-    pid: i32,
-}
-
-enum Kind {
-    Container(Box<Container>),
-    Exec,
-}
-
-struct Container {
-    start: Start,
-    log: LogFile,
-    outputs: Vec<Output>,
-    /// Held open so that standard input never ends.
-    _stdin: Option<OwnedFd>,
-    console: Option<OwnedFd>,
-}
-
-struct Output {
-    name: &'static str,
-    pipe: OwnedFd,
-    cutter: LineCutter,
-}
-
-struct Launch {
-    helper: Helper,
-    said: Vec<u8>,
-    failure: Option<String>,
-}
-
 #[derive(Clone, Copy)]
 enum Source {
     Listener,
@@ -87,11 +51,6 @@ enum Source {
     Console(ProcessId),
     Output(ProcessId, usize),
     Exit(ProcessId),
-}
-
-fn now() -> UnixNanos {
-    let time = clock_gettime(ClockId::Realtime);
-    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 impl Server {
@@ -321,7 +280,7 @@ impl Server {
         let log = LogFile::open(&start.log_path)
             .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", start.log_path.display())))?;
         let mut container =
-            Box::new(Container { start, log, outputs: Vec::new(), _stdin: None, console: None });
+            Box::new(Container { start, log, outputs: Vec::new(), stdin_kept_open: None, console: None });
         let mut stdio = Stdio { stdin: None, stdout: None, stderr: None };
         let mut console_path = None;
         if container.start.tty {
@@ -338,7 +297,7 @@ impl Server {
             if container.start.stdin {
                 let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
                 stdio.stdin = Some(read);
-                container._stdin = Some(write);
+                container.stdin_kept_open = Some(write);
             }
         }
         let helper = launch::start(&container.start, stdio, console_path)?;
@@ -527,139 +486,6 @@ impl Server {
             let _ = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::NOHANG);
         }
     }
-}
-
-impl Process {
-    fn kill(&mut self) {
-        if let Some(launch) = &self.launch {
-            let _ = kill_process(launch.helper.pid, Signal::KILL);
-        }
-        if let Some(pidfd) = &self.pidfd {
-            if matches!(self.kind, Kind::Exec)
-                && let Some(pid) = Pid::from_raw(self.pid)
-            {
-                // The process leads a session of its own and is not reaped yet, so its id is still its own.
-                let _ = kill_process_group(pid, Signal::KILL);
-            }
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-        }
-    }
-}
-
-impl Container {
-    /// Reads once; false when there is nothing to read now or ever again.
-    fn read(&mut self, index: usize) -> bool {
-        let mut buffer = [0u8; 16 * 1024];
-        let output = &mut self.outputs[index];
-        match rustix::io::read(&output.pipe, &mut buffer) {
-            Ok(count) if count > 0 => {
-                output.cutter.feed(&buffer[..count], output.name, now(), &mut self.log);
-                true
-            }
-            Err(Errno::INTR) => true,
-            Err(Errno::AGAIN) => false,
-            Ok(_) | Err(_) => {
-                output.cutter.finish(output.name, now(), &mut self.log);
-                // The other one keeps its index: an output that has ended is replaced by one that never wakes.
-                if let Ok(silence) = silence() {
-                    output.pipe = silence;
-                }
-                false
-            }
-        }
-    }
-
-    /// Reads all that was written.
-    fn drain(&mut self) {
-        for index in 0..self.outputs.len() {
-            while self.read(index) {}
-            let output = &mut self.outputs[index];
-            output.cutter.finish(output.name, now(), &mut self.log);
-        }
-    }
-
-    fn kill_cgroup(&self) {
-        let Some(procs) = self.start.cgroup_procs.first() else { return };
-        for line in std::fs::read_to_string(procs).unwrap_or_default().lines() {
-            if let Some(pid) = line.parse().ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
-    }
-
-    /// Removes what the OCI library keeps of a container.
-    fn forget(&self) {
-        let _ = std::fs::remove_dir_all(self.start.oci_root.join(&self.start.container));
-    }
-}
-
-/// A descriptor that never wakes anyone: an event counter that nobody counts up.
-fn silence() -> io::Result<OwnedFd> {
-    use rustix::event::{EventfdFlags, eventfd};
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-/// Whole to whoever reads it while the machine runs.
-fn write_quickly(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = dir.join(format!(".{name}.new"));
-    std::fs::write(&temporary, bytes)?;
-    std::fs::rename(temporary, dir.join(name))
-}
-
-fn store<T: serde::Serialize>(dir: &Path, name: &str, record: &T) {
-    let bytes = serde_json::to_vec(record).unwrap_or_default();
-    if let Err(error) = write_durably(dir, name, &bytes) {
-        eprintln!("coracle-keeper: cannot write {}/{name}: {error}", dir.display());
-    }
-}
-
-/// Whether the kernel killed something here: `oom_kill N` in `memory.oom_control` (v1) or `memory.events` (v2).
-fn oom_kills(file: &Path) -> bool {
-    std::fs::read_to_string(file)
-        .unwrap_or_default()
-        .lines()
-        .filter_map(|line| line.strip_prefix("oom_kill "))
-        .any(|count| count.trim() != "0")
-}
-
-fn listen(path: &Path) -> io::Result<OwnedFd> {
-    let _ = std::fs::remove_file(path);
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // Through the directory's descriptor: the path itself may be too long for a socket address.
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    let dir = rustix::fs::open(
-        parent,
-        rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let short = format!("/proc/self/fd/{}/{name}", std::os::fd::AsRawFd::as_raw_fd(&dir));
-    rustix::net::bind(&socket, &SocketAddrUnix::new(short.as_str())?)?;
-    rustix::net::listen(&socket, 1)?;
-    Ok(socket)
-}
-
-fn receive_terminal(listener: &OwnedFd) -> io::Result<OwnedFd> {
-    let connection = rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?;
-    let mut bytes = [0u8; 256];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
-    rustix::net::recvmsg(
-        &connection,
-        &mut [io::IoSliceMut::new(&mut bytes)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    for message in control.drain() {
-        if let rustix::net::RecvAncillaryMessage::ScmRights(mut rights) = message
-            && let Some(terminal) = rights.next()
-        {
-            rustix::io::ioctl_fionbio(&terminal, true)?;
-            return Ok(terminal);
-        }
-    }
-    Err(io::Error::other("no terminal came with the message"))
 }
 
 /// Tells the first caller why there is no sandbox.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use coracle_cri::{
     ContainerConfig, ContainerUser, CriError, CriResult, ImageRunConfig, MountPropagation, SecurityContext,
 };
+use coracle_keeper::{CAPABILITIES_ANNOTATION, FILTER_ANNOTATION};
 use serde_json::{Value, json};
 
 /// The usual set, as containerd and Docker have it.
@@ -70,6 +71,10 @@ const CAPABILITIES: &[&str] = &[
     "BPF",
     "CHECKPOINT_RESTORE",
 ];
+
+/// What the keeper's child needs until just before the program, to install the system call filter and to give
+/// capabilities up: see `confine.rs` of the keeper.
+const CAPABILITIES_TO_THE_END: &[&str] = &["SETPCAP", "SYS_ADMIN"];
 
 const MASKED_PATHS: &[&str] = &[
     "/proc/asound",
@@ -142,7 +147,13 @@ pub(crate) struct Input<'a> {
 /// The specification of a container.
 pub(crate) fn specification(input: &Input<'_>) -> CriResult<Value> {
     let security = &input.config.security_context;
-    let process = process(input, &arguments(input.config, input.image)?, input.config.tty)?;
+    let capabilities = held(input)?;
+    let process = process(input, &arguments(input.config, input.image)?, &capabilities);
+    let numbers: Vec<String> = capabilities.iter().map(usize::to_string).collect();
+    let mut annotations = json!({ CAPABILITIES_ANNOTATION: numbers.join(",") });
+    if !security.privileged && !security.seccomp_unconfined {
+        annotations[FILTER_ANNOTATION] = "default".into();
+    }
     let mut linux = json!({
         "namespaces": namespaces(input),
         "cgroupsPath": input.cgroup,
@@ -163,6 +174,7 @@ pub(crate) fn specification(input: &Input<'_>) -> CriResult<Value> {
         "root": { "path": input.rootfs, "readonly": security.readonly_rootfs },
         "mounts": mounts(input),
         "linux": linux,
+        "annotations": annotations,
     }))
 }
 
@@ -227,20 +239,29 @@ fn environment(input: &Input<'_>) -> Vec<String> {
     entries
 }
 
-fn process(input: &Input<'_>, arguments: &[String], tty: bool) -> CriResult<Value> {
+/// Numbers of the capabilities that the container gets.
+fn held(input: &Input<'_>) -> CriResult<BTreeSet<usize>> {
     let security = &input.config.security_context;
     let mut capabilities = capabilities(security)?;
     if !input.devices_restricted && !security.privileged && !names_capability(security, "MKNOD") {
         capabilities.remove("MKNOD");
     }
-    let held: Vec<String> = CAPABILITIES
+    let held = |bit: &usize| input.held_capabilities >> bit & 1 == 1;
+    Ok((0..CAPABILITIES.len()).filter(held).filter(|bit| capabilities.contains(CAPABILITIES[*bit])).collect())
+}
+
+fn process(input: &Input<'_>, arguments: &[String], capabilities: &BTreeSet<usize>) -> Value {
+    let security = &input.config.security_context;
+    let to_the_end =
+        CAPABILITIES_TO_THE_END.iter().filter_map(|name| CAPABILITIES.iter().position(|c| c == name));
+    let with_those: BTreeSet<usize> = capabilities
         .iter()
-        .enumerate()
-        .filter(|(bit, name)| input.held_capabilities >> bit & 1 == 1 && capabilities.contains(**name))
-        .map(|(_, name)| format!("CAP_{name}"))
+        .copied()
+        .chain(to_the_end.filter(|bit| input.held_capabilities >> bit & 1 == 1))
         .collect();
+    let names: Vec<String> = with_those.iter().map(|bit| format!("CAP_{}", CAPABILITIES[*bit])).collect();
     let mut process = json!({
-        "terminal": tty,
+        "terminal": input.config.tty,
         "user": {
             "uid": input.user.uid,
             "gid": input.user.gid,
@@ -250,9 +271,9 @@ fn process(input: &Input<'_>, arguments: &[String], tty: bool) -> CriResult<Valu
         "env": environment(input),
         "cwd": input.cwd,
         "capabilities": {
-            "bounding": held,
-            "effective": held,
-            "permitted": held,
+            "bounding": names,
+            "effective": names,
+            "permitted": names,
             "inheritable": [],
             "ambient": [],
         },
@@ -260,7 +281,7 @@ fn process(input: &Input<'_>, arguments: &[String], tty: bool) -> CriResult<Valu
     if security.no_new_privs {
         process["noNewPrivileges"] = true.into();
     }
-    Ok(process)
+    process
 }
 
 fn names_capability(security: &SecurityContext, name: &str) -> bool {
@@ -412,13 +433,9 @@ mod tests {
         })
     }
 
-    fn bounding(spec: &Value) -> Vec<&str> {
-        spec["process"]["capabilities"]["bounding"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter_map(Value::as_str)
-            .collect()
+    fn held(spec: &Value) -> Vec<&str> {
+        let list = spec["annotations"][CAPABILITIES_ANNOTATION].as_str().unwrap();
+        list.split(',').map(|number| CAPABILITIES[number.parse::<usize>().unwrap()]).collect()
     }
 
     #[test]
@@ -429,7 +446,8 @@ mod tests {
         assert_eq!(process.no_new_privileges(), None);
         assert!(process.rlimits().is_none());
         let capabilities = process.capabilities().as_ref().unwrap();
-        assert_eq!(capabilities.bounding().as_ref().unwrap().len(), DEFAULT_CAPABILITIES.len());
+        // One more until just before the program: SETPCAP is in the usual set.
+        assert_eq!(capabilities.bounding().as_ref().unwrap().len(), DEFAULT_CAPABILITIES.len() + 1);
         assert_eq!(capabilities.inheritable().as_ref().unwrap().len(), 0);
     }
 
@@ -464,9 +482,9 @@ mod tests {
             config.security_context.add_capabilities = vec!["NET_ADMIN".into()];
         })
         .unwrap();
-        assert_eq!(bounding(&changed), ["CAP_NET_ADMIN"]);
+        assert_eq!(held(&changed), ["NET_ADMIN"]);
         let privileged = spec(|config, _| config.security_context.privileged = true).unwrap();
-        assert_eq!(bounding(&privileged).len(), CAPABILITIES.len());
+        assert_eq!(held(&privileged).len(), CAPABILITIES.len());
         assert!(privileged["linux"].get("maskedPaths").is_none());
         assert!(spec(|config, _| config.security_context.add_capabilities = vec!["FLY".into()]).is_err());
     }

@@ -59,3 +59,40 @@ async fn the_keepers_program_cannot_be_written() {
     let text = output(&host, &runtime, &shell("readlink /proc/1/exe; readlink /proc/self/exe")).await;
     assert_eq!(text, "/bin/busybox\n/bin/busybox\n");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_has_the_usual_capabilities_and_filter() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let script = "busybox grep -E 'CapBnd|CapEff|Seccomp:|NoNewPrivs' /proc/self/status; \
+                  busybox unshare -m true 2>/dev/null || echo refused";
+    let root = output(&host, &runtime, &shell(script)).await;
+    let words: Vec<&str> = root.split_whitespace().collect();
+    let usual = "00000000a80425fb";
+    assert_eq!(words, ["CapEff:", usual, "CapBnd:", usual, "NoNewPrivs:", "0", "Seccomp:", "2", "refused"]);
+
+    let mut config = shell(script);
+    config.security_context.run_as_user = Some(101);
+    config.security_context.no_new_privs = true;
+    config.security_context.drop_capabilities = vec!["ALL".into()];
+    let user = output(&host, &runtime, &config).await;
+    let none = "0000000000000000";
+    let words: Vec<&str> = user.split_whitespace().collect();
+    assert_eq!(words, ["CapEff:", none, "CapBnd:", none, "NoNewPrivs:", "1", "Seccomp:", "2", "refused"]);
+
+    let mut config = shell("exec sleep 1000");
+    config.security_context.run_as_user = Some(101);
+    let id = crate::host::run(&host, &runtime, &config).await;
+    let command = [
+        "sh".to_owned(),
+        "-c".to_owned(),
+        "busybox grep -E 'CapEff|CapBnd|Seccomp:|^Uid' /proc/self/status".to_owned(),
+    ];
+    let result = coracle_cri::RuntimeService::exec_sync(&*runtime, &id, &command, None).await.unwrap();
+    let text = String::from_utf8(result.stdout).unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["Uid:", "101", "101", "101", "101", "CapEff:", none, "CapBnd:", usual, "Seccomp:", "2"]
+    );
+}
