@@ -159,17 +159,6 @@ pub trait Strategy: Sync {
         Grace::Immediate
     }
 
-    /// Whether something beyond `metadata.finalizers` keeps a deleted object.
-    fn is_held(&self, _object: &Value) -> bool {
-        false
-    }
-
-    /// What changes in an object, beyond its metadata, when its deletion begins.
-    fn deletion_begins(&self, _object: &mut Value) {}
-
-    /// Puts back what the subresource `finalize` may not touch.
-    fn prepare_for_finalize(&self, _new: &mut Value, _old: &Value) {}
-
     /// What is wrong with an update by the subresource `finalize`.
     fn validate_finalize(&self, _new: &Value) -> Vec<FieldError> {
         Vec::new()

@@ -19,7 +19,6 @@ pub mod pod;
 pub mod quantity;
 pub mod schema;
 pub mod selector;
-pub mod service;
 pub mod status;
 pub mod table;
 mod tree;

@@ -204,7 +204,7 @@ pub(crate) fn update(row: &Resource, part: Part, object: &mut Value, current: &V
                 }
             }
             *object = kept;
-            Vec::new()
+            row.strategy.validate_finalize(object)
         }
     };
     if errors.is_empty() {

@@ -305,6 +305,19 @@ impl Core {
         }
         let headers = request.headers().clone();
         let call = Call::resolve(&path, request.method(), query, headers, user)?;
+        let deprecation = call.row.strategy.deprecation();
+        let mut response = self.serve_resource(call, request).await?;
+        if let Some(deprecation) = deprecation {
+            add_warnings(response.headers_mut(), &[deprecation.to_owned()]);
+        }
+        Ok(response)
+    }
+
+    async fn serve_resource(
+        self: &Arc<Self>,
+        call: Call,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Status> {
         match (call.subresource.map(|sub| sub.name), call.verb) {
             (Some("log"), _) => self.log(&call).await,
             (Some("exec"), _) => self.exec(&call, request).await,

@@ -72,20 +72,6 @@ impl Strategy for NamespaceStrategy {
         }
     }
 
-    fn is_held(&self, object: &Value) -> bool {
-        !list_at(object, &["spec", "finalizers"]).is_empty()
-    }
-
-    fn deletion_begins(&self, object: &mut Value) {
-        if let Some(status) = object_in(object, "status") {
-            status.insert("phase".into(), "Terminating".into());
-        }
-    }
-
-    fn prepare_for_finalize(&self, new: &mut Value, old: &Value) {
-        tree::set_or_remove(new, "status", old.get("status").cloned());
-    }
-
     fn validate_finalize(&self, new: &Value) -> Vec<FieldError> {
         finalizers(new)
     }
@@ -162,9 +148,12 @@ mod tests {
             })
         );
         assert_eq!(resource.validate_create(&object), []);
-        assert!(resource.strategy.is_held(&object));
-        resource.strategy.deletion_begins(&mut object);
-        assert_eq!(object["status"]["phase"], "Terminating");
+        object["spec"]["finalizers"] = json!(["mine"]);
+        assert_eq!(
+            resource.strategy.validate_finalize(&object)[0].to_string(),
+            "spec.finalizers: Invalid value: \"mine\": name is neither a standard finalizer name nor is it fully \
+             qualified"
+        );
         let bad = resource.validate_create(&json!({"metadata": {"name": "A.b"}}));
         assert_eq!(bad.len(), 1);
     }

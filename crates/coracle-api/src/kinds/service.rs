@@ -85,6 +85,15 @@ impl Strategy for ServiceStrategy {
         errors
     }
 
+    fn warnings(&self, service: &Value, old: Option<&Value>) -> Vec<String> {
+        let external = str_at(service, &["spec", "type"]) == "ExternalName";
+        if old.is_some() || external || str_at(service, &["spec", "clusterIP"]) == "None" {
+            return Vec::new();
+        }
+        // It changes nothing about any container, so it is taken; who asked for it must know.
+        vec!["spec: Coracle gives this Service its address but carries no traffic to it yet".to_owned()]
+    }
+
     fn allow_create_on_update(&self) -> bool {
         true
     }
@@ -181,6 +190,9 @@ fn defaults(spec: &mut Map<String, Value>) {
     if reaches_out {
         set_default(spec, "externalTrafficPolicy", "Cluster");
     }
+    if kind == "LoadBalancer" {
+        set_default(spec, "allocateLoadBalancerNodePorts", true);
+    }
     if kind == "ExternalName" {
         return;
     }
@@ -217,18 +229,14 @@ fn validate(service: &Value) -> Vec<FieldError> {
     let headless = cluster_ip == "None";
     let mut errors = Vec::new();
     let kinds = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
-    match kind {
-        "ClusterIP" | "ExternalName" => {}
-        "NodePort" | "LoadBalancer" => errors.push(FieldError::forbidden(
-            &path.child("type"),
-            format!("type {kind} is not supported by Coracle yet"),
-        )),
-        other => errors.push(FieldError::not_supported(&path.child("type"), other, &kinds)),
+    if !kinds.contains(&kind) {
+        errors.push(FieldError::not_supported(&path.child("type"), kind, &kinds));
     }
-    if !list_at(spec, &["externalIPs"]).is_empty() {
-        errors.push(FieldError::forbidden(
-            &path.child("externalIPs"),
-            "externalIPs is not supported by Coracle yet",
+    if matches!(kind, "NodePort" | "LoadBalancer") && headless {
+        errors.push(FieldError::invalid(
+            &path.child("clusterIPs").index(0),
+            cluster_ip,
+            format!("may not be set to 'None' for {kind} services"),
         ));
     }
     if list_at(spec, &["ports"]).is_empty() && !headless && kind != "ExternalName" {
@@ -255,7 +263,7 @@ fn validate(service: &Value) -> Vec<FieldError> {
         let path = path.child("clusterIPs").index(0);
         errors.extend(names::ip(cluster_ip).into_iter().map(|c| FieldError::invalid(&path, cluster_ip, c)));
     }
-    errors.extend(ports(list_at(spec, &["ports"]), headless, &path.child("ports")));
+    errors.extend(ports(list_at(spec, &["ports"]), kind, headless, &path.child("ports")));
     errors.extend(validate_labels(spec.get("selector"), &path.child("selector")));
     let affinity = str_at(spec, &["sessionAffinity"]);
     if !["ClientIP", "None"].contains(&affinity) {
@@ -269,7 +277,7 @@ fn validate(service: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn ports(ports: &[Value], headless: bool, path: &Path) -> Vec<FieldError> {
+fn ports(ports: &[Value], kind: &str, headless: bool, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut port_names = std::collections::BTreeSet::new();
     let mut numbers = std::collections::BTreeSet::new();
@@ -326,10 +334,11 @@ fn ports(ports: &[Value], headless: bool, path: &Path) -> Vec<FieldError> {
             }
             _ => {}
         }
-        if int_at(port, &["nodePort"]).is_some_and(|n| n != 0) {
+        if int_at(port, &["nodePort"]).is_some_and(|n| n != 0) && matches!(kind, "ClusterIP" | "ExternalName")
+        {
             errors.push(FieldError::forbidden(
                 &path.child("nodePort"),
-                "may not be used when `type` is 'ClusterIP'",
+                format!("may not be used when `type` is '{kind}'"),
             ));
         }
         if !numbers.insert((protocol, number)) {
@@ -373,8 +382,12 @@ mod tests {
             Vec::<String>::new()
         );
         assert_eq!(
-            checked(json!({"spec": {"type": "NodePort", "ports": [{"port": 1}]}})),
-            ["spec.type: Forbidden: type NodePort is not supported by Coracle yet"]
+            checked(json!({"spec": {"type": "NodePort", "ports": [{"port": 1, "nodePort": 30001}]}})),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            checked(json!({"spec": {"ports": [{"port": 1, "nodePort": 30001}]}})),
+            ["spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'"]
         );
         assert_eq!(
             checked(json!({"spec": {"type": "X", "ports": [{"port": 1}]}})),
