@@ -34,7 +34,7 @@ pub(crate) fn script(desired: &Desired<'_>) -> String {
     line(format!("table ip {table} {{"));
     // Host ports on loopback make the kernel accept loopback addresses on the bridge; Pods must not profit.
     line("chain guard { type filter hook prerouting priority raw; policy accept;".to_owned());
-    line(format!("iifname \"{bridge}\" ip daddr 127.0.0.0/8 drop"));
+    line(format!("iifname \"{bridge}\" ip daddr 127.0.0.0/8 counter drop"));
     line("}".to_owned());
     line("chain hostports {".to_owned());
     for (pod, port) in ports.iter().filter(|(pod, _)| pod.is_ipv4()) {

@@ -217,11 +217,25 @@ fn host_ports_lead_into_pods_and_go_with_them() {
             from.ask(ip(to), 8080).unwrap_or_else(|error| panic!("{who}: {error}"));
             server.join().unwrap();
         }
-        // What the host has on its loopback addresses is not for Pods, although host ports need route_localnet.
+        // What the host has on its loopback addresses is not for Pods, although host ports need route_localnet: not
+        // even for one that sends such packets out.
         let secret = TcpListener::bind("127.0.0.1:9999").unwrap();
-        b.command("ip route add 127.0.0.9 via 10.77.0.1 dev eth0 || true");
-        assert!(b.ask(ip("127.0.0.9"), 9999).is_err());
-        drop(secret);
+        secret.set_nonblocking(true).unwrap();
+        b.run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1").unwrap());
+        b.command("ip addr del 127.0.0.1/8 dev lo");
+        b.command("ip route add 127.0.0.1/32 via 10.77.0.1 dev eth0 src 10.77.0.3");
+        let dropped = || {
+            let rules = host.command("nft list chain ip cor-test guard");
+            !rules.contains("counter packets 0 ")
+        };
+        assert!(!dropped());
+        let attack = b.run(|| {
+            let socket = std::net::UdpSocket::bind("10.77.0.3:0").unwrap();
+            socket.send_to(b"x", "127.0.0.1:9999")
+        });
+        attack.unwrap();
+        assert!(dropped());
+        assert!(secret.accept().is_err());
         network.teardown(&id(1)).await.unwrap();
         assert!(!host.command("nft list table ip cor-test").contains("dnat"));
         assert!(host.ask(ip("10.77.0.1"), 8080).is_err());

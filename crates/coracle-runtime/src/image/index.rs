@@ -83,6 +83,10 @@ impl Snapshot {
         if let Some(id) = Digest::parse(reference).or_else(|| Digest::from_hex(reference)) {
             return Ok(self.images.contains_key(&id).then_some(Found::Id(id)));
         }
+        // Most often the name is given as the store has it; parsing takes longer than looking.
+        if let Some((id, _)) = self.iter().find(|(_, record)| record.names.contains(reference)) {
+            return Ok(Some(Found::Name(id.clone(), reference.to_owned())));
+        }
         let prefix = reference.strip_prefix("sha256:").unwrap_or(reference);
         let is_prefix = prefix.len() >= SHORT_ID_MIN && prefix.bytes().all(|b| b.is_ascii_hexdigit());
         let name = match ImageName::parse(reference) {

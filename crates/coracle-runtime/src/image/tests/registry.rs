@@ -25,6 +25,7 @@ struct Registry {
 impl Registry {
     async fn start(more: &str) -> Registry {
         let dir = tempfile::tempdir().unwrap();
+        write_certificates(dir.path());
         // Free a moment ago; a test that is robbed of it fails to start and tries another.
         for _ in 0..20 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -66,7 +67,8 @@ impl Registry {
     async fn push(&self, rest: &str, layers: &[Vec<u8>]) -> String {
         let reference: Reference = self.name(rest).parse().unwrap();
         let protocol = if self.scheme == "http" { ClientProtocol::Http } else { ClientProtocol::Https };
-        let client = Client::new(ClientConfig { protocol, ..ClientConfig::default() });
+        let config = ClientConfig { protocol, accept_invalid_certificates: true, ..ClientConfig::default() };
+        let client = Client::new(config);
         client.auth(&reference, &RegistryAuth::Anonymous, RegistryOperation::Push).await.unwrap();
         let layout = oci_layout(rest, layers, gzip);
         let mut index: serde_json::Value = serde_json::from_slice(&layout["index.json"]).unwrap();
@@ -102,6 +104,21 @@ impl Drop for Registry {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A certificate authority, and a server certificate for this machine.
+fn write_certificates(dir: &Path) {
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(authority, authority_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let server = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let server_pem = server.signed_by(&key, &issuer).unwrap().pem();
+    std::fs::write(dir.join("ca.pem"), authority_pem).unwrap();
+    std::fs::write(dir.join("cert.pem"), server_pem).unwrap();
+    std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
 }
 
 fn spec(name: impl Into<String>) -> ImageSpec {
@@ -149,6 +166,19 @@ async fn an_image_is_pulled_run_and_recognized() {
     let by_digest = registry.name(&format!("app/busybox@{digest}"));
     assert_eq!(pull(&store, &by_digest).await.unwrap(), id);
     assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn certificates_are_checked_and_an_authority_can_be_added() {
+    let registry = Registry::start(", tls: {certificate: DIR/cert.pem, key: DIR/key.pem}").await;
+    registry.push("a:1", &two_layers()).await;
+    let fixture = Fixture::new();
+    let error = pull(&fixture.open(), &registry.name("a:1")).await.unwrap_err().to_string();
+    assert!(error.contains("failed to do request") && error.contains("UnknownIssuer"), "{error}");
+    let mut config = fixture.config();
+    config.registry.extra_ca_files = vec![registry.dir.path().join("ca.pem")];
+    let store = ImageStore::open(config, Clock::system()).unwrap();
+    pull(&store, &registry.name("a:1")).await.unwrap();
 }
 
 #[tokio::test]
