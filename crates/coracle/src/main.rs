@@ -1,3 +1,22 @@
-//! Kubernetes in one small binary.
+//! The `coracle` binary: flags, wiring and user-facing commands. It holds no logic of the cluster.
 
-fn main() {}
+mod cli;
+mod cluster;
+mod commands;
+mod daemon;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The command line. Parsing does nothing; [`crate::commands`] does.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Kubernetes in one small binary.
+///
+/// Start a cluster with `coracle up`, then use kubectl as on any other cluster:
+///
+///   coracle up
+///   export KUBECONFIG=$(coracle kubeconfig --path)
+///   kubectl get nodes
+///
+/// `coracle down` stops it; `coracle down --purge` leaves the machine as it was.
+#[derive(Debug, Parser)]
+#[command(name = "coracle", version, verbatim_doc_comment, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) target: Target,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which cluster is meant.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Target {
+    /// Name of the cluster; several run side by side on one machine.
+    #[arg(long, global = true, default_value = "coracle", env = "CORACLE_NAME", value_parser = cluster_name)]
+    pub(crate) name: String,
+    /// Directory that holds all clusters' data, one subdirectory for each.
+    #[arg(long, global = true, default_value = "/var/lib/coracle", env = "CORACLE_DATA_DIR")]
+    pub(crate) data_dir: PathBuf,
+    /// Directory for what lives until the next boot: sockets and pinned namespaces.
+    #[arg(long, global = true, default_value = "/run/coracle", env = "CORACLE_RUN_DIR")]
+    pub(crate) run_dir: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a one-node cluster in the background and wait until its node is Ready.
+    Up(Up),
+    /// Stop the cluster and its containers.
+    Down {
+        /// Also remove everything that the cluster left on this machine: data, images, network, cgroups.
+        #[arg(long)]
+        purge: bool,
+    },
+    /// Say whether the cluster runs, where, and what it uses.
+    Status {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print the administrator's kubeconfig.
+    Kubeconfig {
+        /// Print the path of the file instead of its contents.
+        #[arg(long)]
+        path: bool,
+    },
+    /// Import, list and remove images of the node.
+    Image {
+        #[command(subcommand)]
+        command: Image,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Up {
+    /// Stay in the foreground and log to standard error.
+    #[arg(long)]
+    pub(crate) foreground: bool,
+    /// Port of the API server; remembered for the next start. [default: 6443, or the next free one]
+    #[arg(long)]
+    pub(crate) port: Option<u16>,
+    /// Addresses for Pods, in CIDR form; remembered. [default: 10.42.0.0/16, or the next range not in use]
+    #[arg(long)]
+    pub(crate) pod_cidr: Option<String>,
+    /// Addresses for Services, in CIDR form; remembered. [default: 10.43.0.0/16, or the next range not in use]
+    #[arg(long)]
+    pub(crate) service_cidr: Option<String>,
+    /// Give up after so many seconds if the node is not Ready.
+    #[arg(long, default_value_t = 60)]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Image {
+    /// Import images from a `docker save` archive or an OCI layout (directory or archive).
+    ///
+    /// Works while the cluster runs and while it is stopped. Imported images are never collected.
+    Import {
+        /// The archive or directory.
+        path: PathBuf,
+        /// Name to give to the image, for example `registry.example/app:1`.
+        #[arg(long)]
+        image: Option<String>,
+    },
+    /// List the node's images.
+    Ls {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove images by name or id.
+    Rm {
+        /// Names or ids.
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+}
+
+/// Form of the output.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Output {
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Form::Text)]
+    pub(crate) output: Form,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// A cluster's name becomes part of directory, cgroup and file names.
+fn cluster_name(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty()
+        && text.len() <= 40
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err("a cluster name has 1 to 40 lower-case letters, digits and inner hyphens".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn names_that_could_leave_their_directory_are_refused() {
+        for bad in ["", "..", "a/b", "-a", "a-", "A", "a b", &"x".repeat(41)] {
+            assert!(cluster_name(bad).is_err(), "{bad:?}");
+        }
+        assert!(cluster_name("ci-7").is_ok());
+    }
+}

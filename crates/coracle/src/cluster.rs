@@ -1,0 +1,396 @@
+//! One cluster on this machine: its directories, its settings, and the lock that says whether it runs.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::net::Ipv4Addr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use serde::{Deserialize, Serialize};
+
+use crate::cli::Target;
+
+/// The name whose cluster gets the well-known ports and log directories.
+pub(crate) const DEFAULT_NAME: &str = "coracle";
+
+/// Where everything of one cluster is.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    pub(crate) name: String,
+    /// Directory of all clusters' data.
+    base: PathBuf,
+    /// What survives a reboot.
+    pub(crate) data: PathBuf,
+    /// What does not.
+    pub(crate) run: PathBuf,
+}
+
+/// What was decided when the cluster was first started, and holds from then on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    /// Number of this cluster on this machine, from 0; the others are derived from it by default.
+    pub(crate) index: u8,
+    pub(crate) api_port: u16,
+    pub(crate) kubelet_port: u16,
+    pub(crate) bridge: String,
+    pub(crate) pod_cidr: String,
+    pub(crate) service_cidr: String,
+}
+
+impl Cluster {
+    /// The cluster that the command line means.
+    pub(crate) fn of(target: &Target) -> Self {
+        Cluster {
+            name: target.name.clone(),
+            base: target.data_dir.clone(),
+            data: target.data_dir.join(&target.name),
+            run: target.run_dir.join(&target.name),
+        }
+    }
+
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.data.join("kubeconfig")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.data.join("coracle.log")
+    }
+
+    pub(crate) fn pki(&self) -> PathBuf {
+        self.data.join("pki")
+    }
+
+    pub(crate) fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+
+    /// Where each Pod has a directory of its own, by UID.
+    pub(crate) fn pod_directories(&self) -> PathBuf {
+        self.data.join("kubelet/pods")
+    }
+
+    /// The cgroup above all of this cluster's Pods, in every hierarchy.
+    pub(crate) fn cgroup_root(&self) -> String {
+        format!("/coracle-{}", self.name)
+    }
+
+    /// The nftables table of this cluster.
+    pub(crate) fn nft_table(&self) -> String {
+        format!("coracle-{}", self.name)
+    }
+
+    /// Where container logs go: the well-known place for the default cluster, so that log collectors find them.
+    pub(crate) fn pod_logs(&self) -> PathBuf {
+        if self.is_default() { "/var/log/pods".into() } else { self.data.join("log/pods") }
+    }
+
+    /// Where the links to container logs go.
+    pub(crate) fn container_logs(&self) -> PathBuf {
+        if self.is_default() { "/var/log/containers".into() } else { self.data.join("log/containers") }
+    }
+
+    fn is_default(&self) -> bool {
+        self.name == DEFAULT_NAME && self.base == Path::new("/var/lib/coracle")
+    }
+
+    fn settings_file(&self) -> PathBuf {
+        self.data.join("cluster.json")
+    }
+
+    /// Whether this cluster was ever started here.
+    pub(crate) fn exists(&self) -> bool {
+        self.data.exists()
+    }
+
+    /// The settings, if the cluster was ever started.
+    pub(crate) fn settings(&self) -> anyhow::Result<Option<Settings>> {
+        let path = self.settings_file();
+        match fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).with_context(|| {
+                format!(
+                    "{} is damaged: restore it, or remove the cluster with `coracle down --purge`",
+                    path.display()
+                )
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// The settings; at the first start they are chosen, around those of the other clusters, and kept.
+    pub(crate) fn settings_or_choose(&self, wishes: &Wishes) -> anyhow::Result<Settings> {
+        private_directory(&self.base)?;
+        // Two clusters that start for the first time at once must not choose the same.
+        let _guard = lock_file(&self.base.join("choose.lock"))?;
+        if let Some(settings) = self.settings()? {
+            wishes.check(&settings)?;
+            return Ok(settings);
+        }
+        let settings = choose(&self.others()?, wishes, port_is_free, link_exists)?;
+        private_directory(&self.data)?;
+        write_private(&self.settings_file(), &serde_json::to_vec_pretty(&settings)?)?;
+        Ok(settings)
+    }
+
+    /// Settings of the other clusters under the same directory.
+    fn others(&self) -> anyhow::Result<Vec<Settings>> {
+        let mut others = Vec::new();
+        for entry in
+            fs::read_dir(&self.base).with_context(|| format!("cannot read {}", self.base.display()))?
+        {
+            let other = Cluster { data: entry?.path(), ..self.clone() };
+            if other.data != self.data && other.data.is_dir() {
+                others.extend(other.settings()?);
+            }
+        }
+        Ok(others)
+    }
+
+    /// Takes the lock that a running cluster holds, and writes this process's id into it.
+    pub(crate) fn lock(&self) -> anyhow::Result<Lock> {
+        private_directory(&self.data)?;
+        let path = self.lock_path();
+        let mut file = open_lock(&path)?;
+        if fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())).is_err() {
+            let owner = read_pid(&mut file).map_or_else(String::new, |pid| format!(" (process {pid})"));
+            bail!("cluster {:?} is already running{owner}", self.name);
+        }
+        file.set_len(0)?;
+        file.seek(SeekFrom::Start(0))?;
+        write!(file, "{}", std::process::id())?;
+        Ok(Lock { _file: file })
+    }
+
+    /// The process that runs this cluster, if it runs.
+    pub(crate) fn running(&self) -> anyhow::Result<Option<i32>> {
+        let path = self.lock_path();
+        if !path.exists() {
+            return Ok(None);
+        }
+        let mut file = open_lock(&path)?;
+        let mut question = whole_file();
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut question))
+            .with_context(|| format!("cannot ask for the lock on {}", path.display()))?;
+        if question.l_type == i16::try_from(libc::F_UNLCK).unwrap_or_default() {
+            return Ok(None);
+        }
+        read_pid(&mut file)
+            .map(Some)
+            .with_context(|| format!("{} is locked but names no process", path.display()))
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.data.join("lock")
+    }
+}
+
+/// Held for as long as the cluster runs; the kernel lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+/// What the command line asked for; `None` takes what is free.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Wishes {
+    pub(crate) api_port: Option<u16>,
+    pub(crate) pod_cidr: Option<String>,
+    pub(crate) service_cidr: Option<String>,
+}
+
+impl Wishes {
+    /// Settings hold from the first start on: a different wish later is an error, not silently ignored.
+    fn check(&self, settings: &Settings) -> anyhow::Result<()> {
+        let differs = |flag: &str, wish: String, has: String| {
+            bail!(
+                "{flag} {wish} differs from {has}, which this cluster was made with; \
+                 `coracle down --purge` removes it, or choose another --name"
+            )
+        };
+        if let Some(port) = self.api_port.filter(|port| *port != settings.api_port) {
+            return differs("--port", port.to_string(), settings.api_port.to_string());
+        }
+        if let Some(cidr) = self.pod_cidr.as_ref().filter(|cidr| **cidr != settings.pod_cidr) {
+            return differs("--pod-cidr", cidr.clone(), settings.pod_cidr.clone());
+        }
+        if let Some(cidr) = self.service_cidr.as_ref().filter(|cidr| **cidr != settings.service_cidr) {
+            return differs("--service-cidr", cidr.clone(), settings.service_cidr.clone());
+        }
+        Ok(())
+    }
+}
+
+/// Chooses settings that collide with no other cluster's.
+fn choose(
+    others: &[Settings],
+    wishes: &Wishes,
+    port_is_free: impl Fn(u16) -> bool,
+    link_exists: impl Fn(&str) -> bool,
+) -> anyhow::Result<Settings> {
+    let index = (0..=100)
+        .find(|index| others.iter().all(|other| other.index != *index) && !link_exists(&bridge_name(*index)))
+        .context("there are already 100 clusters on this machine: remove one with `coracle down --purge`")?;
+    let free_port = |first: u16| {
+        let taken = |port| others.iter().any(|other| other.api_port == port || other.kubelet_port == port);
+        (first..first + 2000).find(|port| !taken(*port) && port_is_free(*port))
+    };
+    let api_port = match wishes.api_port {
+        Some(port) if !port_is_free(port) => bail!("port {port} is in use: choose another --port"),
+        Some(port) => port,
+        None => {
+            free_port(6443 + u16::from(index)).context("no free port for the API server: choose a --port")?
+        }
+    };
+    let kubelet_port = free_port(10250 + u16::from(index)).context("no free port for the node agent")?;
+    let pod_cidr =
+        wishes.pod_cidr.clone().unwrap_or_else(|| format!("10.{}.0.0/16", 42 + 2 * u16::from(index)));
+    let service_cidr =
+        wishes.service_cidr.clone().unwrap_or_else(|| format!("10.{}.0.0/16", 43 + 2 * u16::from(index)));
+    for (flag, cidr) in [("--pod-cidr", &pod_cidr), ("--service-cidr", &service_cidr)] {
+        check_cidr(cidr).with_context(|| format!("{flag} {cidr}"))?;
+    }
+    Ok(Settings { index, api_port, kubelet_port, bridge: bridge_name(index), pod_cidr, service_cidr })
+}
+
+fn bridge_name(index: u8) -> String {
+    format!("coracle{index}")
+}
+
+/// Whether the machine has a network link of this name: one of a cluster under another directory, for example.
+fn link_exists(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
+/// An IPv4 range with room for a /24 for each node, written with its first address.
+fn check_cidr(text: &str) -> anyhow::Result<()> {
+    let (address, length) = text.split_once('/').context("a range looks like 10.42.0.0/16")?;
+    let address: Ipv4Addr = address.parse().context("a range looks like 10.42.0.0/16")?;
+    let length: u32 = length.parse().context("a range looks like 10.42.0.0/16")?;
+    if !(8..=24).contains(&length) {
+        bail!("the prefix length must be from 8 to 24");
+    }
+    if address.to_bits() << length != 0 {
+        bail!("the address has bits set after the prefix");
+    }
+    Ok(())
+}
+
+fn port_is_free(port: u16) -> bool {
+    std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok()
+}
+
+/// Makes a directory that only its owner can enter, with its parents.
+pub(crate) fn private_directory(path: &Path) -> anyhow::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
+    }
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot make {}", path.display())),
+    }
+}
+
+/// Writes a file that only its owner can read, whole or not at all, and durably.
+pub(crate) fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        path.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn open_lock(path: &Path) -> anyhow::Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot open {}: are you root?", path.display()))
+}
+
+/// A write lock on the whole file, owned by the open file: it can be asked about without being taken.
+fn whole_file() -> libc::flock {
+    libc::flock {
+        l_type: i16::try_from(libc::F_WRLCK).unwrap_or_default(),
+        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn lock_file(path: &Path) -> anyhow::Result<Flock<File>> {
+    Flock::lock(open_lock(path)?, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("cannot lock {}", path.display()))
+}
+
+fn read_pid(file: &mut File) -> Option<i32> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).ok()?;
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(base: &Path, name: &str) -> Cluster {
+        Cluster::of(&Target { name: name.into(), data_dir: base.join("data"), run_dir: base.join("run") })
+    }
+
+    #[test]
+    fn clusters_side_by_side_share_nothing() {
+        let first = choose(&[], &Wishes::default(), |_| true, |_| false).unwrap();
+        assert_eq!((first.api_port, first.kubelet_port, first.index), (6443, 10250, 0));
+        assert_eq!((first.pod_cidr.as_str(), first.service_cidr.as_str()), ("10.42.0.0/16", "10.43.0.0/16"));
+        let second =
+            choose(std::slice::from_ref(&first), &Wishes::default(), |port| port != 6444, |_| false).unwrap();
+        assert_eq!((second.api_port, second.kubelet_port, second.index), (6445, 10251, 1));
+        assert_ne!(second.bridge, first.bridge);
+        assert_ne!(second.pod_cidr, first.pod_cidr);
+        let third = choose(&[second], &Wishes::default(), |_| true, |_| false).unwrap();
+        assert_eq!(third.index, 0, "a number that became free is used again");
+    }
+
+    #[test]
+    fn settings_are_kept_and_a_different_wish_later_is_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let cluster = cluster(base.path(), "a");
+        let wishes = Wishes { pod_cidr: Some("10.99.0.0/16".into()), ..Wishes::default() };
+        let made = cluster.settings_or_choose(&wishes).unwrap();
+        assert_eq!(cluster.settings_or_choose(&Wishes::default()).unwrap(), made);
+        let other = Wishes { pod_cidr: Some("10.98.0.0/16".into()), ..Wishes::default() };
+        let message = cluster.settings_or_choose(&other).unwrap_err().to_string();
+        assert!(message.contains("--pod-cidr 10.98.0.0/16 differs from 10.99.0.0/16"), "{message}");
+    }
+
+    #[test]
+    fn ranges_that_cannot_work_are_refused() {
+        for bad in ["10.42.0.0", "10.42.0.0/33", "10.42.0.1/16", "x/16", "10.42.0.0/28", "fd00::/64"] {
+            assert!(check_cidr(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_one_process_holds_the_lock() {
+        let base = tempfile::tempdir().unwrap();
+        let cluster = cluster(base.path(), "a");
+        assert_eq!(cluster.running().unwrap(), None);
+        let lock = cluster.lock().unwrap();
+        assert_eq!(cluster.running().unwrap(), Some(i32::try_from(std::process::id()).unwrap()));
+        assert!(cluster.lock().unwrap_err().to_string().contains("already running"));
+        drop(lock);
+        assert_eq!(cluster.running().unwrap(), None);
+    }
+}

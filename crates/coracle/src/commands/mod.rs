@@ -1,0 +1,25 @@
+//! The user-facing commands, one module each.
+
+mod down;
+mod image;
+mod kubeconfig;
+mod status;
+mod up;
+
+use std::process::ExitCode;
+
+use crate::cli::{Cli, Command};
+use crate::cluster::Cluster;
+
+/// Carries out what the command line asks for.
+pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let cluster = Cluster::of(&cli.target);
+    match cli.command {
+        Command::Up(options) if options.foreground => crate::daemon::run(&cluster, &options),
+        Command::Up(options) => up::run(&cluster, &options, &cli.target),
+        Command::Down { purge } => down::run(&cluster, purge),
+        Command::Status { output } => status::run(&cluster, output.output),
+        Command::Kubeconfig { path } => kubeconfig::run(&cluster, path),
+        Command::Image { command } => image::run(&cluster, command),
+    }
+}

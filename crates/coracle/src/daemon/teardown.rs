@@ -1,0 +1,108 @@
+//! What `coracle down` does from outside, when the cluster's process is gone: end containers, remove traces.
+//!
+//! Everything here looks at what there is and removes that; nothing depends on how the cluster ended.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use coracle_clock::{Clock, Rng};
+use coracle_cri::{ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState, RuntimeService};
+use futures::future::join_all;
+
+use super::{assemble, open_images};
+use crate::cluster::Cluster;
+
+/// How long containers may take to end after their stop signal when the cluster goes down.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Stops all containers and sandboxes; returns how many sandboxes there were.
+pub(crate) fn stop_containers(cluster: &Cluster) -> anyhow::Result<usize> {
+    let Some(settings) = cluster.settings()? else { return Ok(0) };
+    block_on(async {
+        let clock = Clock::system();
+        let network = std::sync::Arc::new(assemble::open_network(cluster, &settings)?);
+        let images = std::sync::Arc::new(open_images(cluster)?);
+        let config = assemble::runtime_config(cluster);
+        let runtime = coracle_runtime::EmbeddedRuntime::open(config, network, images, clock, Rng::from_os())
+            .await
+            .context("cannot open the container runtime")?;
+        let running = ContainerFilter { state: Some(ContainerState::Running), ..ContainerFilter::default() };
+        let containers = runtime.list_containers(&running).await?;
+        let stops = containers.iter().map(|container| runtime.stop_container(&container.id, GRACE));
+        report(join_all(stops).await);
+        let ready = PodSandboxFilter { state: Some(PodSandboxState::Ready), ..PodSandboxFilter::default() };
+        let sandboxes = runtime.list_pod_sandboxes(&ready).await?;
+        report(join_all(sandboxes.iter().map(|sandbox| runtime.stop_pod_sandbox(&sandbox.id))).await);
+        Ok(sandboxes.len())
+    })
+}
+
+/// Removes everything of the cluster from this machine.
+pub(crate) fn purge(cluster: &Cluster) -> anyhow::Result<()> {
+    if let Some(settings) = cluster.settings()? {
+        coracle_runtime::purge(&assemble::runtime_config(cluster))
+            .context("cannot remove what the container runtime left")?;
+        let network = assemble::open_network(cluster, &settings)?;
+        block_on(async { network.purge().await.context("cannot remove the Pod network") })?;
+        remove_logs(cluster)?;
+    }
+    for directory in [&cluster.run, &cluster.data] {
+        remove_all(directory)?;
+        // The directory of all clusters goes with the last of them.
+        if let Some(parent) = directory.parent() {
+            let _ = std::fs::remove_file(parent.join("choose.lock"));
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+    Ok(())
+}
+
+/// Logs of this cluster's Pods, where they stand beside those of others. The directories of the Pods say which.
+fn remove_logs(cluster: &Cluster) -> anyhow::Result<()> {
+    let (pods, containers) = (cluster.pod_logs(), cluster.container_logs());
+    if pods.starts_with(&cluster.data) {
+        return Ok(());
+    }
+    for pod in entries(&cluster.pod_directories()) {
+        let suffix = format!("_{}", pod.file_name().to_string_lossy());
+        let ours = |name: &Path| name.to_string_lossy().ends_with(&suffix);
+        for link in entries(&containers) {
+            let target = std::fs::read_link(link.path()).unwrap_or_default();
+            if target.starts_with(&pods) && target.parent().and_then(Path::parent).is_some_and(ours) {
+                std::fs::remove_file(link.path())
+                    .with_context(|| format!("cannot remove {}", link.path().display()))?;
+            }
+        }
+        for log in entries(&pods).filter(|log| ours(Path::new(&log.file_name()))) {
+            remove_all(&log.path())?;
+        }
+    }
+    // Gone if this cluster was the only one that wrote there.
+    let _ = std::fs::remove_dir(&pods);
+    let _ = std::fs::remove_dir(&containers);
+    Ok(())
+}
+
+fn entries(directory: &Path) -> impl Iterator<Item = std::fs::DirEntry> {
+    std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok)
+}
+
+fn remove_all(path: &Path) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn report<T>(results: Vec<coracle_cri::CriResult<T>>) {
+    for error in results.into_iter().filter_map(Result::err) {
+        crate::output::note(format_args!("warning: {error}"));
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}

@@ -1,0 +1,10 @@
+//! End to end: the built binary, real kubectl, real containers; each test has a cluster of its own.
+//!
+//! The tests need root and what `scripts/prerequisites.sh test` installs; they fail, and do not skip, without.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod cli;
+mod kubectl;
+mod lifecycle;
+mod support;

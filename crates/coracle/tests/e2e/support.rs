@@ -1,0 +1,271 @@
+//! A cluster for one test, kubectl of two versions, and waiting on what a watch shows.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+
+/// Image that every cluster of these tests has.
+pub(crate) const IMAGE: &str = "busybox:1.35";
+
+/// How long anything may take before the test fails, in seconds. Nothing waits for this long when all is well.
+const LIMIT_SECONDS: u32 = 60;
+
+/// Versions of kubectl that must work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Kubectl {
+    /// 1.37, the level that Coracle serves.
+    V37,
+    /// 1.32, five minor versions older.
+    V32,
+}
+
+/// The repository's root.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// A `docker save` archive with busybox, made once.
+pub(crate) fn busybox_archive() -> &'static Path {
+    static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
+    ARCHIVE.get_or_init(|| {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("busybox-{}.tar", std::process::id()));
+        let output = Command::new("python3")
+            .arg(root().join("scripts/busybox-image.py"))
+            .arg(&path)
+            .args(["--name", IMAGE])
+            .output()
+            .unwrap();
+        check(&output, "scripts/busybox-image.py");
+        path
+    })
+}
+
+/// A running cluster that is purged when the test ends.
+pub(crate) struct Cluster {
+    name: String,
+}
+
+impl Cluster {
+    /// Starts a cluster with the busybox image.
+    pub(crate) fn start() -> Self {
+        let cluster = Self::without_start();
+        cluster.must(&["up"]);
+        cluster.must(&["image", "import", busybox_archive().to_str().unwrap()]);
+        cluster
+    }
+
+    /// A name of its own; nothing is started.
+    pub(crate) fn without_start() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Cluster { name: format!("e2e-{}-{number}", std::process::id()) }
+    }
+
+    /// Name of the cluster.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Directory of the cluster's data.
+    pub(crate) fn data(&self) -> PathBuf {
+        Path::new("/tmp/coracle-e2e/data").join(&self.name)
+    }
+
+    /// Runs `coracle` on this cluster.
+    pub(crate) fn coracle(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_coracle"))
+            .args([
+                "--name",
+                &self.name,
+                "--data-dir",
+                "/tmp/coracle-e2e/data",
+                "--run-dir",
+                "/tmp/coracle-e2e/run",
+            ])
+            .args(arguments)
+            .output()
+            .unwrap()
+    }
+
+    /// Runs `coracle`, which must succeed, and returns its standard output.
+    pub(crate) fn must(&self, arguments: &[&str]) -> String {
+        let output = self.coracle(arguments);
+        check(&output, &format!("coracle {}", arguments.join(" ")));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn kubectl_command(&self, version: Kubectl) -> Command {
+        let program = match version {
+            Kubectl::V37 => "kubectl-1.37",
+            Kubectl::V32 => "kubectl-1.32",
+        };
+        let mut command = Command::new("timeout");
+        command
+            .arg(LIMIT_SECONDS.to_string())
+            .arg(root().join(".cache/bin").join(program))
+            .env("KUBECONFIG", self.data().join("kubeconfig"))
+            .env("HOME", self.data().join("kubectl-home"));
+        command
+    }
+
+    /// Runs kubectl, feeding it `input`.
+    pub(crate) fn run_kubectl(&self, version: Kubectl, arguments: &[&str], input: &str) -> Output {
+        let mut child = self
+            .kubectl_command(version)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("kubectl runs: scripts/prerequisites.sh test");
+        // A command that reads no input may be gone before it is written.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs kubectl 1.37, which must succeed, and returns its standard output.
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> String {
+        self.kubectl_with(Kubectl::V37, arguments, "")
+    }
+
+    /// Runs kubectl, which must succeed, and returns its standard output.
+    pub(crate) fn kubectl_with(&self, version: Kubectl, arguments: &[&str], input: &str) -> String {
+        let output = self.run_kubectl(version, arguments, input);
+        check(&output, &format!("kubectl {}", arguments.join(" ")));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs kubectl 1.37, which must fail, and returns its standard error.
+    pub(crate) fn kubectl_fails(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run_kubectl(Kubectl::V37, arguments, input);
+        assert!(!output.status.success(), "kubectl {arguments:?} succeeded");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// Runs `kubectl edit` with an editor that applies a sed expression.
+    pub(crate) fn edit(&self, version: Kubectl, arguments: &[&str], expression: &str) {
+        let output = self
+            .kubectl_command(version)
+            .arg("edit")
+            .args(arguments)
+            .env("KUBE_EDITOR", format!("sed -i '{expression}'"))
+            .output()
+            .unwrap();
+        check(&output, "kubectl edit");
+    }
+
+    /// Applies a manifest.
+    pub(crate) fn apply(&self, manifest: &str) {
+        self.kubectl_with(Kubectl::V37, &["apply", "-f", "-"], manifest);
+    }
+
+    /// An object as JSON.
+    pub(crate) fn get(&self, arguments: &[&str]) -> Value {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(arguments);
+        serde_json::from_str(&self.kubectl(&all)).unwrap()
+    }
+
+    /// Watches what `kubectl get --watch` of `arguments` shows from now on.
+    pub(crate) fn watch(&self, arguments: &[&str]) -> Watch {
+        let mut child = self
+            .kubectl_command(Kubectl::V37)
+            .args(["get", "--watch", "-o", "json", "--output-watch-events"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let stdout: Box<dyn Read> = Box::new(child.stdout.take().unwrap());
+        let events = serde_json::Deserializer::from_reader(stdout).into_iter();
+        Watch { child, events, seen: VecDeque::new() }
+    }
+
+    /// Waits until an object that `arguments` select satisfies the condition, and returns it.
+    pub(crate) fn wait(&self, what: &str, arguments: &[&str], holds: impl Fn(&Value) -> bool) -> Value {
+        self.watch(arguments).until(what, |kind, object| kind != "DELETED" && holds(object))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.data().join("coracle.log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- end of the log of {}", self.name);
+            lines.iter().skip(lines.len().saturating_sub(40)).for_each(|line| eprintln!("{line}"));
+        }
+        let output = self.coracle(&["down", "--purge"]);
+        if !output.status.success() {
+            eprintln!("coracle down --purge: {}", String::from_utf8_lossy(&output.stderr));
+        }
+    }
+}
+
+/// The events that a watch shows.
+pub(crate) struct Watch {
+    child: Child,
+    events: serde_json::StreamDeserializer<'static, serde_json::de::IoRead<Box<dyn Read>>, Value>,
+    seen: VecDeque<String>,
+}
+
+impl Watch {
+    /// The next event: its type and its object. Fails the test when there is none within the limit.
+    pub(crate) fn next(&mut self, what: &str) -> (String, Value) {
+        match self.events.next() {
+            Some(Ok(mut event)) => {
+                let kind = event["type"].as_str().unwrap().to_owned();
+                let object = event["object"].take();
+                if self.seen.len() == 20 {
+                    self.seen.pop_front();
+                }
+                self.seen.push_back(format!("{kind} {} {}", object["metadata"]["name"], object["status"]));
+                (kind, object)
+            }
+            other => {
+                panic!("waiting for {what}: the watch ended with {other:?}; last seen:\n{:#?}", self.seen)
+            }
+        }
+    }
+
+    /// Reads events up to the first that satisfies the condition, and returns its object.
+    pub(crate) fn until(&mut self, what: &str, holds: impl Fn(&str, &Value) -> bool) -> Value {
+        loop {
+            let (kind, object) = self.next(what);
+            if holds(&kind, &object) {
+                return object;
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Fails the test with everything that the command printed.
+pub(crate) fn check(output: &Output, what: &str) {
+    assert!(
+        output.status.success(),
+        "{what}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Status of a condition of an object.
+pub(crate) fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
+    object["status"]["conditions"]
+        .as_array()
+        .and_then(|all| all.iter().find(|condition| condition["type"] == kind))
+        .unwrap_or(&Value::Null)
+}
