@@ -120,7 +120,9 @@ fn mistakes_say_what_to_do() {
     };
     assert!(message(&["kubeconfig"]).contains("start it with `coracle up`"));
     assert!(message(&["image", "import", "/no/such/file"]).contains("/no/such/file"));
-    assert!(message(&["--name", "..", "status"]).contains("lower-case letters"));
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_coracle")).args(["--name", "..", "status"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("lower-case letters"), "{output:?}");
     assert!(message(&["up", "--pod-cidr", "10.0.0.1/33"]).contains("--pod-cidr"));
     let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
