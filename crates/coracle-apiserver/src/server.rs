@@ -256,6 +256,7 @@ impl Core {
             method = %request.method(), path = request.uri().path(),
             user = user.as_ref().map_or("", |user| user.name.as_str()),
         );
+        let head_only = request.method() == http::Method::HEAD;
         let core = Arc::clone(&self);
         let work = async move {
             match routed? {
@@ -269,7 +270,7 @@ impl Core {
         // A request that panics is that request's problem: nothing shared is left half changed, because writes
         // are single transactions.
         let outcome = AssertUnwindSafe(work).catch_unwind().instrument(span.clone()).await;
-        let response = match outcome {
+        let mut response = match outcome {
             Ok(Ok(response)) => response,
             Ok(Err(status)) => format.status(&status),
             Err(_) => {
@@ -279,6 +280,9 @@ impl Core {
                 format.status(&Status::internal(why))
             }
         };
+        if head_only {
+            response = without_body(response);
+        }
         let code = response.status().as_u16();
         let took = self.clock.elapsed().saturating_sub(begun);
         tracing::debug!(parent: &span, code, took = ?took, "answered");
@@ -379,6 +383,16 @@ impl Core {
             _ => Err(Status::unknown_resource()),
         }
     }
+}
+
+/// The answer to a HEAD request: everything but the body, whose length is still told.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    let length = http_body::Body::size_hint(response.body()).exact();
+    *response.body_mut() = full(Bytes::new());
+    if let Some(length) = length {
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    response
 }
 
 fn see(request: &Request<Body>, query: &Query, routed: Option<&Route>) -> Seen {

@@ -1,4 +1,4 @@
-//! Addresses of Services.
+//! Addresses and node ports of Services.
 //!
 //! What is taken is a key of its own, put and removed in the same transaction as the Service: two Services never
 //! get one address, however many servers write, and none is ever leaked or repaired.
@@ -21,6 +21,9 @@ use crate::server::{Core, store_failed};
 use crate::write::Along;
 
 const IPS: &str = "/registry/ranges/serviceips/";
+const PORTS: &str = "/registry/ranges/servicenodeports/";
+/// Node ports, as upstream's default.
+const PORT_RANGE: std::ops::RangeInclusive<i64> = 30000..=32767;
 
 /// A range of IPv4 addresses for Services, such as `10.43.0.0/16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +90,13 @@ impl ServiceRange {
     }
 }
 
+/// What a Service holds.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    ip: Option<Ipv4Addr>,
+    ports: BTreeSet<(i64, String)>,
+}
+
 fn text<'a>(service: &'a Value, pointer: &str) -> &'a str {
     service.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
@@ -95,13 +105,40 @@ fn is_external_name(service: &Value) -> bool {
     text(service, "/spec/type") == "ExternalName"
 }
 
-/// The address that a Service holds.
-fn held(service: &Value) -> Option<Ipv4Addr> {
-    text(service, "/spec/clusterIP").parse().ok()
+fn wants_node_ports(service: &Value) -> bool {
+    match text(service, "/spec/type") {
+        "NodePort" => true,
+        "LoadBalancer" => {
+            service.pointer("/spec/allocateLoadBalancerNodePorts").and_then(Value::as_bool) != Some(false)
+        }
+        _ => false,
+    }
 }
 
-fn key_of(address: Ipv4Addr) -> Bytes {
-    Bytes::from(format!("{IPS}{address}"))
+fn protocol(port: &Value) -> String {
+    port.get("protocol").and_then(Value::as_str).unwrap_or("TCP").to_owned()
+}
+
+fn held(service: &Value) -> Held {
+    let ports = service.pointer("/spec/ports").and_then(Value::as_array).into_iter().flatten();
+    let mut held = Held {
+        ip: text(service, "/spec/clusterIP").parse().ok(),
+        ports: ports
+            .filter_map(|port| Some((port.get("nodePort")?.as_i64()?, protocol(port))))
+            .filter(|(port, _)| *port != 0)
+            .collect(),
+    };
+    if let Some(port) =
+        service.pointer("/spec/healthCheckNodePort").and_then(Value::as_i64).filter(|p| *p != 0)
+    {
+        held.ports.insert((port, "TCP".to_owned()));
+    }
+    held
+}
+
+fn keys(held: &Held) -> BTreeSet<String> {
+    let ports = held.ports.iter().map(|(port, protocol)| format!("{PORTS}{port}/{protocol}"));
+    held.ip.iter().map(|ip| format!("{IPS}{ip}")).chain(ports).collect()
 }
 
 fn is_service(row: &Resource) -> bool {
@@ -109,7 +146,7 @@ fn is_service(row: &Resource) -> bool {
 }
 
 impl Core {
-    /// Gives a Service its address, and adds to `along` what takes and frees it.
+    /// Gives a Service its address and node ports, and adds to `along` what takes and frees them.
     pub(crate) async fn allocate(
         &self,
         row: &Resource,
@@ -120,7 +157,7 @@ impl Core {
         if !is_service(row) {
             return Ok(());
         }
-        let before = old.and_then(held);
+        let before = old.map(held).unwrap_or_default();
         let invalid = |error: FieldError| Status::invalid("", "Service", metadata::name(new), &[error]);
         let spec_path = Path::new("spec");
         let headless = text(new, "/spec/clusterIP") == "None"
@@ -133,8 +170,9 @@ impl Core {
                 "" => first,
                 ip => ip,
             };
-            let taken: BTreeSet<Ipv4Addr> = self.taken().await?;
-            Some(match (asked, before) {
+            let taken: BTreeSet<Ipv4Addr> =
+                self.taken(IPS).await?.iter().filter_map(|name| name.parse().ok()).collect();
+            Some(match (asked, before.ip) {
                 ("", Some(ip)) => ip,
                 ("", None) => {
                     let start = u32::from_str_radix(&self.ids.uid()[..8], 16).unwrap_or_default();
@@ -150,7 +188,7 @@ impl Core {
                         Err(invalid(FieldError::invalid(&path, json!([asked]), why)))
                     };
                     match asked.parse::<Ipv4Addr>() {
-                        Ok(ip) if Some(ip) == before => ip,
+                        Ok(ip) if Some(ip) == before.ip => ip,
                         Ok(ip) if !self.config.service_range.contains(ip) => {
                             return refuse(format!(
                                 "the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",
@@ -166,34 +204,42 @@ impl Core {
                 }
             })
         };
+        let any = wants_node_ports(new) || !held(new).ports.is_empty();
+        let taken_ports = if any { self.taken(PORTS).await? } else { BTreeSet::new() };
+        let seed = i64::from(u16::from_str_radix(&self.ids.uid()[..4], 16).unwrap_or_default());
         write_address(new, address, headless);
-        if address == before {
-            return Ok(());
-        }
-        if let Some(address) = address {
-            let (key, owner) = (key_of(address), Bytes::from(text(new, "/metadata/uid").to_owned()));
+        give_ports(new, old, &before, &taken_ports, seed)
+            .map_err(|error| Status::invalid("", "Service", metadata::name(new), &[*error]))?;
+        let after = keys(&held(new));
+        let before = keys(&before);
+        let owner = Bytes::from(format!("{}/{}", metadata::namespace(new), metadata::name(new)));
+        for key in after.difference(&before) {
+            let key = Bytes::from(key.clone());
             along.compares.push(Compare { key: key.clone(), mod_revision: Revision(0) });
-            along.ops.push(Op::Put { key, value: owner });
+            along.ops.push(Op::Put { key, value: owner.clone() });
         }
-        along.ops.extend(before.map(|address| Op::Delete { key: key_of(address) }));
+        for key in before.difference(&after) {
+            along.ops.push(Op::Delete { key: Bytes::from(key.clone()) });
+        }
         Ok(())
     }
 
     /// Adds to `along` what frees all that a Service holds.
     pub(crate) fn release(&self, row: &Resource, object: &Value, along: &mut Along) {
         if is_service(row) {
+            let keys = keys(&held(object)).into_iter();
             // What the same transaction was about to take is not taken.
             along.compares.clear();
-            along.ops = held(object).map(|address| Op::Delete { key: key_of(address) }).into_iter().collect();
+            along.ops = keys.map(|key| Op::Delete { key: Bytes::from(key) }).collect();
         }
     }
 
-    /// What is taken.
-    async fn taken(&self) -> Result<BTreeSet<Ipv4Addr>, Status> {
-        let request = ListRequest { prefix: Bytes::from_static(IPS.as_bytes()), ..ListRequest::default() };
+    /// What is taken below `prefix`.
+    async fn taken(&self, prefix: &'static str) -> Result<BTreeSet<String>, Status> {
+        let request = ListRequest { prefix: Bytes::from_static(prefix.as_bytes()), ..ListRequest::default() };
         let page = self.store.list(&request).await.map_err(|error| store_failed(&error))?;
-        let address = |key: &Bytes| std::str::from_utf8(key.get(IPS.len()..)?).ok()?.parse().ok();
-        Ok(page.items.iter().filter_map(|kv| address(&kv.key)).collect())
+        let name = |key: &Bytes| String::from_utf8_lossy(&key[prefix.len()..]).into_owned();
+        Ok(page.items.iter().map(|kv| name(&kv.key)).collect())
     }
 }
 
@@ -215,6 +261,94 @@ fn write_address(service: &mut Value, address: Option<Ipv4Addr>, headless: bool)
     spec.insert("clusterIPs".to_owned(), json!([shown]));
     spec.entry("ipFamilies").or_insert_with(|| json!(["IPv4"]));
     spec.entry("ipFamilyPolicy").or_insert_with(|| "SingleStack".into());
+}
+
+/// Gives out node ports.
+struct NodePorts<'a> {
+    before: &'a Held,
+    /// `PORT/PROTOCOL` of every Service.
+    taken: &'a BTreeSet<String>,
+    /// Ports that this Service asks for or has been given by now.
+    chosen: BTreeSet<i64>,
+    seed: i64,
+}
+
+impl NodePorts<'_> {
+    fn check(&self, path: &Path, asked: i64, protocol: &str) -> Result<(), Box<FieldError>> {
+        let why = if self.before.ports.contains(&(asked, protocol.to_owned())) {
+            return Ok(());
+        } else if !PORT_RANGE.contains(&asked) {
+            "provided port is not in the valid range. The range of valid ports is 30000-32767"
+        } else if self.taken.contains(&format!("{asked}/{protocol}")) {
+            "provided port is already allocated"
+        } else {
+            return Ok(());
+        };
+        Err(Box::new(FieldError::invalid(path, asked, why)))
+    }
+
+    fn pick(&mut self, path: &Path) -> Result<i64, Box<FieldError>> {
+        let used: BTreeSet<i64> =
+            self.taken.iter().filter_map(|name| name.split('/').next()?.parse().ok()).collect();
+        let count = PORT_RANGE.end() - PORT_RANGE.start() + 1;
+        let free = (0..count)
+            .map(|offset| PORT_RANGE.start() + (self.seed + offset).rem_euclid(count))
+            .find(|port| !self.chosen.contains(port) && !used.contains(port))
+            .ok_or_else(|| FieldError::internal(path, "failed to allocate a nodePort: range is full"))?;
+        self.chosen.insert(free);
+        Ok(free)
+    }
+}
+
+fn give_ports(
+    service: &mut Value,
+    old: Option<&Value>,
+    before: &Held,
+    taken: &BTreeSet<String>,
+    seed: i64,
+) -> Result<(), Box<FieldError>> {
+    let wanted = wants_node_ports(service);
+    let wants_health_check = text(service, "/spec/type") == "LoadBalancer"
+        && text(service, "/spec/externalTrafficPolicy") == "Local";
+    let chosen = held(service).ports.into_iter().map(|(port, _)| port).collect();
+    let mut node_ports = NodePorts { before, taken, chosen, seed };
+    let number =
+        |port: &Value, field: &str| port.get(field).and_then(Value::as_i64).filter(|port| *port != 0);
+    let spec = Path::new("spec");
+    let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
+    for (index, port) in ports.into_iter().flatten().enumerate() {
+        let path = spec.child("ports").index(index).child("nodePort");
+        let protocol = protocol(port);
+        // An update that leaves the node port out keeps it.
+        let kept = old
+            .and_then(|old| old.pointer("/spec/ports")?.as_array())
+            .into_iter()
+            .flatten()
+            .find(|was| was.get("port") == port.get("port") && self::protocol(was) == protocol)
+            .and_then(|was| number(was, "nodePort"))
+            .filter(|port| !node_ports.chosen.contains(port));
+        match (number(port, "nodePort"), kept) {
+            (Some(asked), _) => node_ports.check(&path, asked, &protocol)?,
+            (None, Some(kept)) if wanted => {
+                node_ports.chosen.insert(kept);
+                port["nodePort"] = kept.into();
+            }
+            (None, _) if wanted => port["nodePort"] = node_ports.pick(&path)?.into(),
+            (None, _) => {}
+        }
+    }
+    if wants_health_check && let Some(spec_value) = service.get_mut("spec") {
+        let path = spec.child("healthCheckNodePort");
+        let kept = old.and_then(|old| number(old.get("spec")?, "healthCheckNodePort"));
+        match number(spec_value, "healthCheckNodePort").or(kept) {
+            Some(asked) => {
+                node_ports.check(&path, asked, "TCP")?;
+                spec_value["healthCheckNodePort"] = asked.into();
+            }
+            None => spec_value["healthCheckNodePort"] = node_ports.pick(&path)?.into(),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

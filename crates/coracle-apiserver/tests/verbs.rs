@@ -487,6 +487,8 @@ async fn paths_and_methods_that_lead_nowhere() {
             answer.body
         );
     }
+    let head = admin.send("HEAD", "/api/v1", &[], Bytes::new()).await;
+    assert_eq!((head.code, head.bytes.len()), (200, 0));
     let bad = admin.get(&format!("{MAPS}?labelSelector=a+b+c")).await;
     assert_eq!(bad.code, 400);
     let unknown_field = admin.get(&format!("{MAPS}?fieldSelector=spec.foo%3Dx")).await;
@@ -572,7 +574,26 @@ async fn services_get_addresses_that_nobody_else_has() {
     let mut headless = service("h");
     headless["spec"]["clusterIP"] = "None".into();
     assert_eq!(admin.post(url, &headless).await.expect(201)["spec"]["clusterIPs"], json!(["None"]));
-    for name in ["b", "h"] {
+    let mut node_port = service("n");
+    node_port["spec"]["type"] = "NodePort".into();
+    let port_of = |service: &Value| service["spec"]["ports"][0]["nodePort"].as_i64().unwrap();
+    let port = port_of(&admin.post(url, &node_port).await.expect(201));
+    assert!((30000..=32767).contains(&port));
+    let again = admin.put(&format!("{url}/n"), &node_port).await.expect(200);
+    assert_eq!(port_of(&again), port, "an update that leaves it out keeps it");
+    node_port["metadata"]["name"] = "m".into();
+    node_port["spec"]["ports"][0]["nodePort"] = port.into();
+    assert!(admin.post(url, &node_port).await.message(422).contains("provided port is already allocated"));
+    node_port["spec"]["ports"][0]["nodePort"] = 80.into();
+    assert!(
+        admin.post(url, &node_port).await.message(422).contains("The range of valid ports is 30000-32767")
+    );
+    let balancer = json!({ "metadata": { "name": "l" }, "spec": {
+        "type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{ "port": 80 }] } });
+    let balancer = admin.post(url, &balancer).await.expect(201);
+    let check = balancer["spec"]["healthCheckNodePort"].as_i64().unwrap();
+    assert!((30000..=32767).contains(&check) && check != port_of(&balancer));
+    for name in ["b", "h", "l", "n"] {
         admin.delete(&format!("{url}/{name}"), None).await.expect(200);
     }
     let prefix = Bytes::from_static(b"/registry/ranges/");
