@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use jiff::SignedDuration;
 
+use crate::logs::pod_log_directory;
 use crate::machine::Machine;
 
 /// The settings of one node agent. Every path comes from here.
@@ -68,7 +69,7 @@ impl std::fmt::Debug for KubeletApi {
 impl KubeletConfig {
     /// The directory of a Pod's logs.
     pub(crate) fn pod_log_dir(&self, namespace: &str, name: &str, uid: &str) -> PathBuf {
-        self.pod_logs_dir.join(format!("{namespace}_{name}_{uid}"))
+        pod_log_directory(&self.pod_logs_dir, namespace, name, uid)
     }
 
     /// The link to a container's log.

@@ -379,7 +379,9 @@ impl Worker {
                 return true;
             }
             PodAction::BeginBackOff { container, instance, event } => {
-                context.report(&pod, &event);
+                if let Some(event) = &event {
+                    context.report(&pod, event);
+                }
                 let history = self.history.container(&container);
                 match instance {
                     Some(instance) => history.announced = Some(instance),

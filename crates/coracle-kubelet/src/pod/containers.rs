@@ -134,7 +134,7 @@ fn failure_shown(
 ) -> Option<(String, String)> {
     let failure = plan::current_failure(i, container)?;
     let ended_at_once = failure.reason == reasons::RUN_CONTAINER_ERROR && exited.is_some();
-    if ended_at_once && plan::failure_is_seen(i, &container.name, failure) {
+    if ended_at_once && failure.backing_off {
         return crash_loop_shown(i, container, exited?).or_else(|| Some(failure.shown()));
     }
     Some(failure.shown())

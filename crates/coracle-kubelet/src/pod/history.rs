@@ -66,7 +66,7 @@ pub struct StartFailure {
     pub at: Timestamp,
     /// When to try again; `None` when the spec has to change first.
     pub retry_at: Option<Timestamp>,
-    /// The failure itself has been shown; a pull now shows its back-off.
+    /// The failure itself has been shown: what follows from it may be shown and done.
     pub backing_off: bool,
 }
 

@@ -89,8 +89,8 @@ pub enum PodAction {
         container: String,
         /// The exited instance, for a restart.
         instance: Option<ContainerId>,
-        /// The event that tells of it.
-        event: PodEvent,
+        /// The event that tells of it, if one does.
+        event: Option<PodEvent>,
     },
     /// Tell the user.
     Report(PodEvent),
@@ -422,7 +422,7 @@ fn plan_container(i: &PodInputs, container: &Container, sandbox: &PodSandboxId, 
                 != Some(&exited.container.id)
             {
                 plan.actions.push(PodAction::BeginBackOff {
-                    event: reasons::restart_back_off_event(&name, &i.full_name()),
+                    event: Some(reasons::restart_back_off_event(&name, &i.full_name())),
                     container: name.clone(),
                     instance: Some(exited.container.id.clone()),
                 });
@@ -494,13 +494,12 @@ fn failure_holds_back(
             plan.wake(failure.at + SEEN_PATIENCE);
             return true;
         }
-        if failure.is_pull() {
-            plan.actions.push(PodAction::BeginBackOff {
-                container: name.to_owned(),
-                instance: None,
-                event: reasons::pull_back_off_event(name, &failure.image),
-            });
-        }
+        // That it has been shown is noted, for what is shown next no longer tells.
+        plan.actions.push(PodAction::BeginBackOff {
+            container: name.to_owned(),
+            instance: None,
+            event: failure.is_pull().then(|| reasons::pull_back_off_event(name, &failure.image)),
+        });
     }
     if failure.reason == reasons::RUN_CONTAINER_ERROR && exited {
         // What ended is an instance like any other: its restart back-off decides.
@@ -517,7 +516,7 @@ fn failure_holds_back(
     true
 }
 
-pub(super) fn failure_is_seen(i: &PodInputs, name: &str, failure: &StartFailure) -> bool {
+fn failure_is_seen(i: &PodInputs, name: &str, failure: &StartFailure) -> bool {
     let shown = i.published(name).and_then(|c| c.state.as_ref()?.waiting.as_ref()).is_some_and(|w| {
         w.reason.as_deref() == Some(failure.reason.as_str())
             && w.message.as_deref().unwrap_or_default() == failure.message

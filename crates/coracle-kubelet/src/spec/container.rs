@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use super::env::{self, EnvContext};
 use super::sandbox::namespaces;
 use super::{ANNOTATION_RESTART_COUNT, LABEL_CONTAINER_NAME, PodIdentity};
+use crate::logs::container_log_path;
 use crate::pod::StartContainer;
 use crate::pod::inputs::{ANNOTATION_BACKOFF, ANNOTATION_HASH, ANNOTATION_IMAGE, ANNOTATION_IMAGE_ID};
 
@@ -76,7 +77,7 @@ pub fn container_config(
         envs,
         labels,
         annotations,
-        log_path: PathBuf::from(&container.name).join(format!("{}.log", start.attempt)),
+        log_path: container_log_path(&container.name, start.attempt),
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use coracle_api::quantity;
 use coracle_cri::LinuxContainerResources;
 use k8s_openapi::api::core::v1::{Container, PodSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -51,58 +52,17 @@ pub fn cgroup_parent(root: &str, qos: Qos, pod: &PodIdentity) -> String {
 /// Milli-units of a resource, rounded up; `None` if it is not named.
 #[must_use]
 pub fn milli(list: Option<&BTreeMap<String, Quantity>>, resource: &str) -> Option<i64> {
-    scaled(list, resource, true)
+    amount(list, resource).map(quantity::Quantity::milli_value)
 }
 
 /// Whole units of a resource, rounded up; `None` if it is not named.
 #[must_use]
 pub fn whole(list: Option<&BTreeMap<String, Quantity>>, resource: &str) -> Option<i64> {
-    scaled(list, resource, false)
+    amount(list, resource).map(quantity::Quantity::value)
 }
 
-fn scaled(list: Option<&BTreeMap<String, Quantity>>, resource: &str, milli: bool) -> Option<i64> {
-    let nanos = nano_value(&list?.get(resource)?.0)?;
-    let unit = if milli { 1_000_000 } else { 1_000_000_000 };
-    i64::try_from(nanos.div_euclid(unit) + i128::from(nanos.rem_euclid(unit) != 0)).ok()
-}
-
-/// The exact value of a quantity in units of 10⁻⁹, rounded up; `None` if it is malformed or too large.
-fn nano_value(text: &str) -> Option<i128> {
-    let end =
-        text.find(|c: char| !(c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(end);
-    let (mantissa, exponent) = match suffix.strip_prefix(['e', 'E']).filter(|rest| !rest.is_empty()) {
-        Some(exponent) => (1, exponent.parse::<i32>().ok()?),
-        None => match suffix {
-            "n" => (1, -9),
-            "u" => (1, -6),
-            "m" => (1, -3),
-            "" => (1, 0),
-            "k" => (1, 3),
-            "M" => (1, 6),
-            "G" => (1, 9),
-            "T" => (1, 12),
-            "P" => (1, 15),
-            "E" => (1, 18),
-            "Ki" => (1i128 << 10, 0),
-            "Mi" => (1i128 << 20, 0),
-            "Gi" => (1i128 << 30, 0),
-            "Ti" => (1i128 << 40, 0),
-            "Pi" => (1i128 << 50, 0),
-            "Ei" => (1i128 << 60, 0),
-            _ => return None,
-        },
-    };
-    let (integer, fraction) = number.split_once('.').unwrap_or((number, ""));
-    let digits: i128 = format!("{integer}{fraction}").parse().ok()?;
-    let scale = 9 + exponent - i32::try_from(fraction.len()).ok()?;
-    let value = digits.checked_mul(mantissa)?;
-    let power = 10i128.checked_pow(scale.unsigned_abs())?;
-    if scale >= 0 {
-        value.checked_mul(power)
-    } else {
-        Some(value.div_euclid(power) + i128::from(value.rem_euclid(power) != 0))
-    }
+fn amount(list: Option<&BTreeMap<String, Quantity>>, resource: &str) -> Option<quantity::Quantity> {
+    list?.get(resource)?.0.parse().ok()
 }
 
 fn requests(container: &Container) -> Option<&BTreeMap<String, Quantity>> {

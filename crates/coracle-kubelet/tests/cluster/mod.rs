@@ -1,0 +1,287 @@
+//! A cluster in one process for the node agent: the real API server and store, a scripted runtime, virtual time.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use coracle_apiserver::auth::UserInfo;
+use coracle_apiserver::{ApiServer, Config};
+use coracle_client::request::{self, PatchBody};
+use coracle_client::{Deletion, Informer, ListOptions, ObjectKey, in_process};
+use coracle_clock::{Clock, Ids, Rng};
+use coracle_cri::scripted::{ImageScript, ScriptedRuntime};
+use coracle_kubelet::{Kubelet, KubeletConfig, Machine};
+use coracle_store::embedded::{EmbeddedStore, Execution, Options};
+use coracle_store::simfs::SimFs;
+use futures::{StreamExt as _, TryStreamExt as _};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::api::{WatchEvent, WatchParams};
+use kube::{Api, Client};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+pub(crate) const NODE: &str = "node-a";
+
+/// A watch event: its type, the object, and when it came, in seconds since the start.
+pub(crate) type Seen = (String, Value, f64);
+
+pub(crate) struct Cluster {
+    pub(crate) admin: Client,
+    pub(crate) clock: Clock,
+    pub(crate) runtime: ScriptedRuntime,
+    pub(crate) events: Informer<Event>,
+    pub(crate) nodes: Informer<Node>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    news: Arc<Notify>,
+    server: Arc<ApiServer>,
+    agent: Option<JoinHandle<()>>,
+    directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// A cluster whose node is ready.
+    pub(crate) async fn start() -> Self {
+        let mut cluster = Self::without_agent().await;
+        cluster.start_agent();
+        cluster.give_pod_cidr().await;
+        cluster.until_ready().await;
+        cluster
+    }
+
+    pub(crate) async fn without_agent() -> Self {
+        let clock = Clock::starting_at("2030-01-01T00:00:00Z".parse().unwrap());
+        let options = Options { execution: Execution::Tasks, ..Options::default() };
+        let files = Arc::new(SimFs::new(Rng::seeded(1)));
+        let (store, _) = EmbeddedStore::open(files, clock.clone(), options).unwrap();
+        let config = Config {
+            service_range: "10.96.0.0/16".parse().unwrap(),
+            advertise: "192.0.2.1:6443".parse().unwrap(),
+            kubelet: None,
+        };
+        let ids = Arc::new(Ids::new(Rng::seeded(2)));
+        let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();
+        let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let news = Arc::new(Notify::new());
+        tokio::spawn(record(admin.clone(), clock.clone(), seen.clone(), news.clone()));
+        let informer =
+            |rng| Informer::start(admin.clone(), ListOptions::default(), clock.clone(), Rng::seeded(rng));
+        Cluster {
+            events: informer(5),
+            nodes: Informer::start(admin.clone(), ListOptions::default(), clock.clone(), Rng::seeded(6)),
+            runtime: ScriptedRuntime::new(clock.clone()),
+            admin,
+            clock,
+            seen,
+            news,
+            server,
+            agent: None,
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub(crate) fn start_agent(&mut self) {
+        let directory = self.directory.path();
+        let resolv_conf = directory.join("resolv.conf");
+        std::fs::write(&resolv_conf, "nameserver 192.0.2.53\n").unwrap();
+        let config = KubeletConfig {
+            node_name: NODE.to_owned(),
+            hostname: NODE.to_owned(),
+            node_ips: vec!["192.0.2.10".parse().unwrap()],
+            node_labels: Default::default(),
+            machine: Machine {
+                cpus: 4,
+                memory_bytes: 8 << 30,
+                storage_bytes: 100 << 30,
+                architecture: "amd64".to_owned(),
+                ..Machine::default()
+            },
+            max_pods: 110,
+            api: None,
+            pods_dir: directory.join("pods"),
+            pod_logs_dir: directory.join("logs/pods"),
+            container_logs_dir: directory.join("logs/containers"),
+            cgroup_root: "/coracle-test".to_owned(),
+            resolv_conf,
+            hosts_file: directory.join("hosts"),
+            cluster_dns: Vec::new(),
+            cluster_domain: "cluster.local".to_owned(),
+            restart_backoff_max: jiff::SignedDuration::from_secs(300),
+        };
+        let client = in_process(self.server.in_process(UserInfo::node(NODE)));
+        let runtime = Arc::new(self.runtime.clone());
+        let kubelet =
+            Kubelet::new(config, client, runtime.clone(), runtime, self.clock.clone(), Rng::seeded(3));
+        self.agent = Some(tokio::spawn(async move { kubelet.run(std::future::pending()).await.unwrap() }));
+    }
+
+    /// Ends the node agent as `kill -9` would.
+    pub(crate) async fn kill_agent(&mut self) {
+        let agent = self.agent.take().unwrap();
+        agent.abort();
+        let _ = agent.await;
+    }
+
+    pub(crate) fn path(&self, relative: &str) -> std::path::PathBuf {
+        self.directory.path().join(relative)
+    }
+
+    pub(crate) async fn give_pod_cidr(&self) {
+        self.until_node("the node is registered", |_| true).await;
+        let patch =
+            PatchBody::Merge(json!({"spec": {"podCIDR": "10.244.0.0/24", "podCIDRs": ["10.244.0.0/24"]}}));
+        request::patch::<Node>(&self.admin, &ObjectKey::cluster(NODE), &patch).await.unwrap();
+    }
+
+    pub(crate) async fn until_ready(&self) {
+        let ready = |node: &Node| {
+            let conditions = node.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+            conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+        };
+        self.until_node("the node is ready", ready).await;
+        while self.runtime.pod_cidr().is_none() {
+            self.clock.sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub(crate) async fn until_node(&self, what: &str, holds: impl Fn(&Node) -> bool) -> Arc<Node> {
+        let mut changes = self.nodes.subscribe();
+        let wait = async {
+            loop {
+                if let Some(node) = self.nodes.get("", NODE).filter(|node| holds(node)) {
+                    return node;
+                }
+                changes.changed().await.expect("the informer runs");
+            }
+        };
+        let found = self.clock.timeout(Duration::from_secs(60), wait).await;
+        found.unwrap_or_else(|| panic!("{what}: {:#?}", self.nodes.list()))
+    }
+
+    /// Makes a Pod and binds it to the node.
+    pub(crate) async fn run(&self, name: &str, spec: Value) -> Pod {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"namespace": "default", "name": name},
+            "spec": spec,
+        }))
+        .unwrap();
+        let pod = request::create(&self.admin, &pod).await.unwrap();
+        let binding = json!({
+            "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name, "namespace": "default"},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+        });
+        let key = ObjectKey::namespaced("default", name);
+        request::create_subresource::<Pod, Value>(&self.admin, &key, "binding", &binding).await.unwrap();
+        pod
+    }
+
+    pub(crate) async fn delete(&self, name: &str, how: &Deletion) {
+        request::delete::<Pod>(&self.admin, &ObjectKey::namespaced("default", name), how).await.unwrap();
+    }
+
+    /// Everything a watch has shown of a Pod.
+    pub(crate) fn history(&self, name: &str) -> Vec<Seen> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().filter(|(_, pod, _)| pod["metadata"]["name"] == name).cloned().collect()
+    }
+
+    /// One short line for each step that a watch has shown, repetitions left out.
+    pub(crate) fn steps(&self, name: &str) -> Vec<String> {
+        let mut steps: Vec<String> =
+            self.history(name).iter().map(|(kind, pod, _)| describe(kind, pod)).collect();
+        steps.dedup();
+        steps
+    }
+
+    /// Waits until the last step is `step`, at most ten virtual minutes.
+    pub(crate) async fn until_step(&self, name: &str, step: &str) {
+        let wait = async {
+            loop {
+                let news = self.news.notified();
+                if self.steps(name).last().is_some_and(|last| last == step) {
+                    return;
+                }
+                news.await;
+            }
+        };
+        let done = self.clock.timeout(Duration::from_secs(1200), wait).await;
+        assert!(done.is_some(), "waited for {step:?}, saw {:#?}", self.steps(name));
+    }
+
+    /// Waits until nothing more happens for a while of virtual time.
+    pub(crate) async fn settle(&self) {
+        self.clock.sleep(Duration::from_secs(3)).await;
+    }
+
+    /// Events about a Pod: `type reason message (fieldPath)`, in the order of their making.
+    pub(crate) async fn events(&self, name: &str) -> Vec<String> {
+        self.settle().await;
+        let mut all: Vec<_> = self.events.list();
+        all.retain(|e| e.involved_object.name.as_deref() == Some(name));
+        all.sort_by_key(|e| e.metadata.resource_version.as_ref().and_then(|v| v.parse::<u64>().ok()));
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        all.iter()
+            .map(|e| {
+                let part =
+                    e.involved_object.field_path.as_ref().map(|p| format!(" ({p})")).unwrap_or_default();
+                format!("{} {} {}{part}", text(&e.type_), text(&e.reason), text(&e.message))
+            })
+            .collect()
+    }
+
+    pub(crate) fn image(&self, name: &str, script: ImageScript) {
+        self.runtime.script(name, ImageScript { present: true, ..script });
+    }
+}
+
+async fn record(client: Client, clock: Clock, seen: Arc<Mutex<Vec<Seen>>>, news: Arc<Notify>) {
+    let pods: Api<Pod> = Api::all(client);
+    let stream = pods.watch(&WatchParams::default().timeout(290), "0").await.unwrap();
+    let mut stream = stream.boxed();
+    loop {
+        match stream.try_next().await {
+            Ok(Some(event)) => {
+                let (kind, pod) = match event {
+                    WatchEvent::Added(pod) => ("ADDED", pod),
+                    WatchEvent::Modified(pod) => ("MODIFIED", pod),
+                    WatchEvent::Deleted(pod) => ("DELETED", pod),
+                    WatchEvent::Bookmark(_) | WatchEvent::Error(_) => continue,
+                };
+                let at = clock.elapsed().as_secs_f64();
+                seen.lock().unwrap().push((kind.to_owned(), serde_json::to_value(pod).unwrap(), at));
+                news.notify_waiters();
+            }
+            _ => {
+                let last =
+                    seen.lock().unwrap().last().map(|(_, pod, _)| pod["metadata"]["resourceVersion"].clone());
+                let last = last.as_ref().and_then(Value::as_str).unwrap_or("0").to_owned();
+                stream = pods.watch(&WatchParams::default().timeout(290), &last).await.unwrap().boxed();
+            }
+        }
+    }
+}
+
+/// `TYPE PHASE REASON?: container STATE restarts`.
+fn describe(kind: &str, pod: &Value) -> String {
+    let status = &pod["status"];
+    let node = if pod["spec"]["nodeName"].is_string() { "" } else { " unbound" };
+    let terminating = if pod["metadata"]["deletionTimestamp"].is_string() { " terminating" } else { "" };
+    let phase = status["reason"].as_str().or(status["phase"].as_str()).unwrap_or("?");
+    let mut text = format!("{kind} {phase}{node}{terminating}");
+    for container in status["containerStatuses"].as_array().into_iter().flatten() {
+        let state = &container["state"];
+        let shown = if state["running"].is_object() {
+            "Running".to_owned()
+        } else if let Some(terminated) = state["terminated"].as_object() {
+            format!("{}:{}", terminated["reason"].as_str().unwrap_or("?"), terminated["exitCode"])
+        } else {
+            state["waiting"]["reason"].as_str().unwrap_or("-").to_owned()
+        };
+        text += &format!(
+            " | {} {shown} {}",
+            container["name"].as_str().unwrap_or("?"),
+            container["restartCount"]
+        );
+    }
+    text
+}
