@@ -1,11 +1,12 @@
 //! What all parts of one node agent share.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_client::{EventRecorder, EventType, Informer, reference};
 use coracle_clock::Clock;
 use coracle_cri::{ImageService, RuntimeService};
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Service};
 use tokio::sync::{Semaphore, watch};
 
 use crate::KubeletConfig;
@@ -31,6 +32,8 @@ pub(crate) struct Context {
     pub(crate) network: watch::Sender<Result<(), String>>,
     /// One pull at a time, in the order in which they were asked for.
     pub(crate) pulls: Semaphore,
+    /// The statuses that workers have computed last, by Pod UID: newer than what the API server was told.
+    pub(crate) statuses: Mutex<BTreeMap<String, PodStatus>>,
 }
 
 impl Context {
@@ -41,6 +44,11 @@ impl Context {
             network: self.network.borrow().clone(),
             restart_backoff_max: self.config.restart_backoff_max,
         }
+    }
+
+    pub(crate) fn statuses(&self) -> MutexGuard<'_, BTreeMap<String, PodStatus>> {
+        // Entries are replaced as a whole: a panic elsewhere leaves nothing half done.
+        self.statuses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tells the user.

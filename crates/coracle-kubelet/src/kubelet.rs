@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coracle_client::{EventRecorder, Informer, ListOptions, ObjectKey, uid_of};
@@ -117,6 +117,7 @@ impl Kubelet {
             runtime_name: version.runtime_name,
             network: watch::channel(Err("the network has not been looked at yet".to_owned())).0,
             pulls: Semaphore::new(1),
+            statuses: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         let ending = CancellationToken::new();
@@ -168,11 +169,20 @@ async fn serve_api(context: Arc<Context>, api: KubeletApi, listener: TcpListener
 
 impl PodSource for Context {
     fn pods(&self) -> Vec<Arc<Pod>> {
-        self.pods.list()
+        self.pods.list().into_iter().map(|pod| self.with_status(pod)).collect()
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        self.pods.get(namespace, name)
+        self.pods.get(namespace, name).map(|pod| self.with_status(pod))
+    }
+}
+
+impl Context {
+    fn with_status(&self, mut pod: Arc<Pod>) -> Arc<Pod> {
+        if let Some(status) = self.statuses().get(uid_of(&*pod)) {
+            Arc::make_mut(&mut pod).status = Some(status.clone());
+        }
+        pod
     }
 }
 
@@ -253,6 +263,7 @@ impl NodeCore {
             Ok(uid) => {
                 self.workers.remove(&uid);
                 self.rejected.remove(&uid);
+                self.context.statuses().remove(&uid);
             }
             // A worker catches its own panics; what is left is the end of the runtime.
             Err(why) => warn!(error = %why, "a pod's worker ended by itself"),

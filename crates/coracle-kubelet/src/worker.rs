@@ -468,6 +468,9 @@ impl Worker {
     fn publish(&mut self, inputs: &PodInputs, wake_at: Option<Timestamp>) -> Option<Timestamp> {
         let earliest = |at: Timestamp| Some(wake_at.map_or(at, |other| other.min(at)));
         let status = pod::status(inputs);
+        if status != self.previous_status {
+            self.context.statuses().insert(self.identity.uid.clone(), status.clone());
+        }
         self.previous_status = status.clone();
         match pod::publication(inputs, &status) {
             Publication::Nothing => return wake_at,

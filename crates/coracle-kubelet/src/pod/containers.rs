@@ -162,7 +162,8 @@ fn describe_instance(i: &PodInputs, newest: &cri::ContainerStatus, status: &mut 
     }
     status.image_id = annotations.get(ANNOTATION_IMAGE_ID).unwrap_or(&newest.container.image_ref).clone();
     status.container_id = Some(i.container_id(&newest.container.id));
-    status.restart_count = i32::try_from(newest.container.attempt).unwrap_or(i32::MAX);
+    let count = newest.container.attempt.max(i.restart_count(&status.name));
+    status.restart_count = i32::try_from(count).unwrap_or(i32::MAX);
 }
 
 fn describe_running(container: &Container, newest: &cri::ContainerStatus, status: &mut ContainerStatus) {

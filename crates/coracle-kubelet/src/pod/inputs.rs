@@ -252,14 +252,20 @@ impl PodInputs {
         if let Some(newest) = self.instances(name).first() {
             return match newest.container.state {
                 ContainerState::Created => newest.container.attempt,
-                _ => newest.container.attempt + 1,
+                // One that the runtime has forgotten has been counted, too.
+                _ => newest.container.attempt.max(self.restart_count(name)) + 1,
             };
         }
         let Some(previous) = self.previous(name) else { return 0 };
-        let count = u32::try_from(previous.restart_count).unwrap_or(0);
+        let count = self.restart_count(name);
         let already_counted = last_termination(previous)
             .is_none_or(|t| t.reason.as_deref() == Some(super::reasons::CONTAINER_STATUS_UNKNOWN));
         if already_counted && !running(previous) { count } else { count + 1 }
+    }
+
+    /// The restart count that was shown last.
+    pub(crate) fn restart_count(&self, name: &str) -> u32 {
+        self.previous(name).and_then(|c| u32::try_from(c.restart_count).ok()).unwrap_or(0)
     }
 
     /// Whether the API server has shown the end of this instance, or has been unable to for long enough.

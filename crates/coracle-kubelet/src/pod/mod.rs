@@ -34,3 +34,6 @@ pub fn definition_hash(container: &Container) -> String {
     hash.update(container.image.as_deref().unwrap_or_default().as_bytes());
     hash.finalize().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,442 @@
+//! Properties: in a world where every operation sooner or later ends as the dice say, a Pod always comes to rest.
+
+use std::collections::BTreeMap;
+
+use coracle_cri::{ContainerState, Image, PodSandboxState};
+use jiff::SignedDuration;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::pod::history::Outcome;
+use crate::pod::inputs::{ImagePresence, Operation, OperationKey};
+use crate::pod::phase::Phase;
+use crate::pod::{PodAction, PodPlan, Publication, plan, publication};
+
+/// What a test decides about a world.
+#[derive(Debug, Clone)]
+struct Dice {
+    policy: &'static str,
+    pull_policy: &'static str,
+    containers: usize,
+    /// After which step the Pod is deleted, and with which grace; after which step the object vanishes.
+    delete: Option<(usize, i64)>,
+    vanish: Option<usize>,
+    /// After which step the sandbox is lost.
+    lose: Option<usize>,
+    /// Each use takes the next number.
+    rolls: Vec<u8>,
+}
+
+fn dice() -> impl Strategy<Value = Dice> {
+    (
+        prop::sample::select(vec!["Always", "OnFailure", "Never"]),
+        prop::sample::select(vec!["Always", "IfNotPresent", "Never"]),
+        1..4usize,
+        prop::option::of((0..60usize, 1..40i64)),
+        prop::option::of(0..80usize),
+        prop::option::of(0..60usize),
+        prop::collection::vec(any::<u8>(), 16..64),
+    )
+        .prop_map(|(policy, pull_policy, containers, delete, vanish, lose, rolls)| Dice {
+            policy,
+            pull_policy,
+            containers,
+            delete,
+            vanish,
+            lose,
+            rolls,
+        })
+}
+
+struct World {
+    i: PodInputs,
+    dice: Dice,
+    rolled: usize,
+    /// When operations in flight end.
+    ends: BTreeMap<OperationKey, Timestamp>,
+    starts: BTreeMap<String, Box<crate::pod::StartContainer>>,
+    /// When running containers end by themselves, and how.
+    exits: BTreeMap<String, (Timestamp, i32)>,
+    /// A status on its way to the API server.
+    writing: Option<(Timestamp, PodStatus)>,
+    image_present: bool,
+    next: u32,
+    phase_ended: Option<Phase>,
+    counts: BTreeMap<String, i32>,
+    rank: u8,
+}
+
+impl World {
+    fn new(dice: Dice) -> World {
+        let containers: Vec<_> = (0..dice.containers)
+            .map(|n| json!({"name": format!("c{n}"), "image": "x:1", "imagePullPolicy": dice.pull_policy}))
+            .collect();
+        let i = inputs(pod(json!({"restartPolicy": dice.policy, "containers": containers})));
+        World {
+            i,
+            image_present: dice.rolls[0].is_multiple_of(2),
+            dice,
+            rolled: 0,
+            ends: BTreeMap::new(),
+            starts: BTreeMap::new(),
+            exits: BTreeMap::new(),
+            writing: None,
+            next: 0,
+            phase_ended: None,
+            counts: BTreeMap::new(),
+            rank: 0,
+        }
+    }
+
+    fn roll(&mut self) -> u8 {
+        self.rolled += 1;
+        self.dice.rolls[self.rolled % self.dice.rolls.len()]
+    }
+
+    fn soon(&mut self) -> Timestamp {
+        self.i.now + SignedDuration::from_millis(i64::from(self.roll()) * 10)
+    }
+
+    fn look(&mut self) {
+        let alive = |c: &cri::ContainerStatus| c.container.state == ContainerState::Running;
+        let image = if self.image_present {
+            ImagePresence::Present(Image { id: "sha256:1".into(), ..Image::default() })
+        } else {
+            ImagePresence::Absent
+        };
+        let idle: Vec<String> = self.i.spec().containers.iter().map(|c| c.name.clone()).collect();
+        self.i.images = idle.into_iter().map(|name| (name, image.clone())).collect();
+        self.i.containers.sort_by_key(alive);
+    }
+
+    /// Turns as the worker does until nothing is to be asked again; returns the last plan.
+    fn turn(&mut self) -> PodPlan {
+        for _ in 0..32 {
+            self.look();
+            let plan = plan(&self.i);
+            let mut again = plan.lifecycle != self.i.lifecycle && plan.lifecycle != Lifecycle::Gone;
+            self.i.lifecycle = plan.lifecycle.clone();
+            for action in plan.actions.clone() {
+                again |= self.act(action);
+            }
+            self.check_repeat();
+            self.publish(&plan);
+            if !again {
+                return plan;
+            }
+        }
+        panic!("the plan does not settle: {:#?}", self.i);
+    }
+
+    /// Nothing that has just been started is started again.
+    fn check_repeat(&self) {
+        for action in plan(&self.i).actions {
+            let key = match action {
+                PodAction::CreateSandbox { .. } => OperationKey::CreateSandbox,
+                PodAction::StopSandbox(id) => OperationKey::StopSandbox(id),
+                PodAction::RemoveSandbox(id) => OperationKey::RemoveSandbox(id),
+                PodAction::PullImage { container, .. } => OperationKey::PullImage(container),
+                PodAction::StartContainer(start) => OperationKey::StartContainer(start.container),
+                PodAction::RemoveContainer(id) => OperationKey::RemoveContainer(id),
+                PodAction::DeletePod => OperationKey::DeletePod,
+                PodAction::CleanUp => OperationKey::CleanUp,
+                _ => continue,
+            };
+            assert!(!self.i.operations.contains_key(&key), "{key:?} is in flight already");
+        }
+    }
+
+    fn begin(&mut self, key: OperationKey, deadline: Option<Timestamp>) {
+        let end = self.soon();
+        self.i.operations.insert(key.clone(), Operation { since: self.i.now, deadline });
+        self.ends.insert(key, end);
+    }
+
+    fn act(&mut self, action: PodAction) -> bool {
+        match action {
+            PodAction::CreateSandbox { attempt } => {
+                self.next = attempt;
+                self.begin(OperationKey::CreateSandbox, None);
+            }
+            PodAction::StopSandbox(id) => self.begin(OperationKey::StopSandbox(id), None),
+            PodAction::RemoveSandbox(id) => self.begin(OperationKey::RemoveSandbox(id), None),
+            PodAction::PullImage { container, .. } => self.begin(OperationKey::PullImage(container), None),
+            PodAction::StartContainer(start) => {
+                if let Some(backoff) = start.backoff {
+                    self.i.history.container(&start.container).restart_backoff =
+                        Some((start.hash.clone(), backoff));
+                }
+                let name = start.container.clone();
+                self.starts.insert(name.clone(), start);
+                self.begin(OperationKey::StartContainer(name), None);
+            }
+            PodAction::StopContainer { id, deadline, .. } => {
+                self.begin(OperationKey::StopContainer(id.clone()), Some(deadline));
+                // Some die of the signal, some only at the deadline.
+                if self.roll().is_multiple_of(2) {
+                    self.ends.insert(OperationKey::StopContainer(id), deadline);
+                }
+            }
+            PodAction::RemoveContainer(id) => self.begin(OperationKey::RemoveContainer(id), None),
+            PodAction::Cancel(key) => {
+                self.i.operations.remove(&key);
+                self.ends.remove(&key);
+            }
+            PodAction::FailStart { container, image, reason, message, .. } => {
+                let reason = reason.to_owned();
+                self.i.history.apply(&Outcome::StartFailed { container, image, reason, message }, self.i.now);
+                return true;
+            }
+            PodAction::BeginBackOff { container, instance, .. } => {
+                let history = self.i.history.container(&container);
+                match instance {
+                    Some(instance) => history.announced = Some(instance),
+                    None => history.failure.as_mut().unwrap().backing_off = true,
+                }
+                return true;
+            }
+            PodAction::Report(_) => {}
+            PodAction::DeletePod => self.begin(OperationKey::DeletePod, None),
+            PodAction::CleanUp => self.begin(OperationKey::CleanUp, None),
+        }
+        false
+    }
+
+    fn publish(&mut self, plan: &PodPlan) {
+        assert!(
+            !plan.waiting_on.is_empty() || plan.lifecycle == Lifecycle::Gone,
+            "waits for nothing: {:#?}",
+            self.i
+        );
+        let computed = status(&self.i);
+        self.check_status(&computed);
+        self.i.previous_status = computed.clone();
+        if self.writing.is_none() && publication(&self.i, &computed) == Publication::Now {
+            let when = self.soon();
+            self.writing = Some((when, computed));
+        }
+    }
+
+    fn check_status(&mut self, computed: &PodStatus) {
+        let phase = computed.phase.as_deref().and_then(Phase::parse).unwrap();
+        if let Some(ended) = self.phase_ended {
+            assert_eq!(phase, ended, "the phase left its end");
+        }
+        for container in computed.container_statuses.iter().flatten() {
+            let count = self.counts.entry(container.name.clone()).or_insert(0);
+            assert!(container.restart_count >= *count, "the restart count of {} fell", container.name);
+            *count = container.restart_count;
+        }
+        let rank = match self.i.lifecycle {
+            Lifecycle::Syncing => 0,
+            Lifecycle::Terminating { .. } => 1,
+            Lifecycle::Terminated { .. } => 2,
+            Lifecycle::Gone => 3,
+        };
+        assert!(rank >= self.rank, "the lifecycle went back");
+        self.rank = rank;
+    }
+
+    /// Lets the next thing happen, whatever it is. False if nothing will.
+    fn step(&mut self, wake_at: Option<Timestamp>) -> bool {
+        let next = (self.ends.values().copied())
+            .chain(self.exits.values().map(|(at, _)| *at))
+            .chain(self.writing.as_ref().map(|(at, _)| *at))
+            .chain(wake_at)
+            .min();
+        let Some(next) = next else { return false };
+        self.i.now = self.i.now.max(next);
+        if self.writing.as_ref().is_some_and(|(at, _)| *at <= self.i.now) {
+            let (_, written) = self.writing.take().unwrap();
+            if !self.i.object_gone {
+                let phase = written.phase.as_deref().and_then(Phase::parse).filter(|p| p.is_terminal());
+                self.phase_ended = self.phase_ended.or(phase);
+                self.i.published = written.clone();
+                Arc::make_mut(&mut self.i.pod).status = Some(written);
+            }
+        }
+        let due: Vec<_> =
+            self.ends.iter().filter(|(_, at)| **at <= self.i.now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            self.ends.remove(&key);
+            self.i.operations.remove(&key);
+            let outcome = self.end(&key);
+            self.i.history.apply(&outcome, self.i.now);
+        }
+        let due: Vec<_> =
+            self.exits.iter().filter(|(_, (at, _))| *at <= self.i.now).map(|(id, _)| id.clone()).collect();
+        for id in due {
+            let (_, code) = self.exits.remove(&id).unwrap();
+            self.exit(&id, code);
+        }
+        true
+    }
+
+    fn exit(&mut self, id: &str, code: i32) {
+        self.exits.remove(id);
+        let now = self.i.now;
+        for container in self.i.containers.iter_mut().filter(|c| c.container.id.0 == id) {
+            if container.container.state == ContainerState::Running {
+                container.container.state = ContainerState::Exited;
+                container.finished_at = Some(now);
+                container.exit_code = Some(code);
+            }
+        }
+    }
+
+    fn end(&mut self, key: &OperationKey) -> Outcome {
+        let fails = self.roll().is_multiple_of(4);
+        match key {
+            OperationKey::CreateSandbox if fails => Outcome::SandboxFailed,
+            OperationKey::CreateSandbox => {
+                self.i.sandboxes.insert(0, sandbox(self.next, PodSandboxState::Ready));
+                Outcome::SandboxCreated
+            }
+            OperationKey::StopSandbox(_)
+            | OperationKey::RemoveSandbox(_)
+            | OperationKey::RemoveContainer(_)
+                if fails =>
+            {
+                Outcome::TeardownFailed
+            }
+            OperationKey::StopSandbox(id) => {
+                self.lose(Some(id.0.clone()));
+                Outcome::SandboxStopped(id.clone())
+            }
+            OperationKey::RemoveSandbox(id) => {
+                self.i.sandboxes.retain(|s| s.sandbox.id != *id);
+                self.i.containers.retain(|c| c.container.sandbox != *id);
+                Outcome::TeardownDone
+            }
+            OperationKey::PullImage(container) if fails => self.start_failed(container, "ErrImagePull"),
+            OperationKey::PullImage(container) => {
+                self.image_present = true;
+                Outcome::Pulled { container: container.clone(), image_ref: "sha256:1".into() }
+            }
+            OperationKey::StartContainer(name) => self.end_start(&name.clone(), fails),
+            OperationKey::StopContainer(id) => {
+                self.exit(&id.0, 143);
+                Outcome::TeardownDone
+            }
+            OperationKey::RemoveContainer(id) => {
+                self.i.containers.retain(|c| c.container.id != *id);
+                Outcome::TeardownDone
+            }
+            OperationKey::DeletePod if fails => Outcome::DeleteFailed,
+            OperationKey::DeletePod => {
+                self.i.object_gone = true;
+                Outcome::DeleteSent
+            }
+            OperationKey::CleanUp => Outcome::CleanedUp,
+        }
+    }
+
+    fn start_failed(&self, container: &str, reason: &str) -> Outcome {
+        Outcome::StartFailed {
+            container: container.to_owned(),
+            image: "x:1".into(),
+            reason: reason.to_owned(),
+            message: "dice".into(),
+        }
+    }
+
+    fn end_start(&mut self, name: &str, fails: bool) -> Outcome {
+        let start = self.starts.remove(name).unwrap();
+        let there = self.i.sandboxes.first().is_some_and(|s| s.sandbox.state == PodSandboxState::Ready);
+        if !there || (fails && self.roll().is_multiple_of(2)) {
+            return self.start_failed(name, "CreateContainerError");
+        }
+        let mut made = container(&self.i, name, start.attempt, ContainerState::Running);
+        made.container.sandbox = start.sandbox.clone();
+        made.started_at = Some(self.i.now);
+        let id = made.container.id.0.clone();
+        self.i.containers.retain(|c| c.container.id.0 != id);
+        self.i.containers.push(made);
+        if fails {
+            self.exit(&id, 128);
+            return self.start_failed(name, "RunContainerError");
+        }
+        let lives = i64::from(self.roll());
+        if lives < 200 {
+            let code = i32::from(self.roll() % 3);
+            self.exits.insert(id, (self.i.now + SignedDuration::from_secs(lives * lives / 8), code));
+        }
+        Outcome::Started { container: name.to_owned() }
+    }
+
+    /// A sandbox becomes unusable and takes its containers along.
+    fn lose(&mut self, id: Option<String>) {
+        let Some(sandbox) =
+            self.i.sandboxes.iter_mut().find(|s| id.as_ref().is_none_or(|id| s.sandbox.id.0 == *id))
+        else {
+            return;
+        };
+        sandbox.sandbox.state = PodSandboxState::NotReady;
+        let lost = sandbox.sandbox.id.clone();
+        let inside: Vec<_> = (self.i.containers.iter())
+            .filter(|c| c.container.sandbox == lost)
+            .map(|c| c.container.id.0.clone())
+            .collect();
+        inside.iter().for_each(|id| self.exit(id, 137));
+    }
+
+    fn delete(&mut self, grace: i64) {
+        let now = self.i.now;
+        let pod = Arc::make_mut(&mut self.i.pod);
+        let deadline = now + SignedDuration::from_secs(grace);
+        pod.metadata.deletion_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(deadline));
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        pod.metadata.generation = pod.metadata.generation.map(|g| g + 1);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_pod_always_comes_to_rest(dice in dice()) {
+        let mut world = World::new(dice.clone());
+        let mut turns_at_once = 0;
+        for step in 0..400 {
+            let plan = world.turn();
+            if plan.lifecycle == Lifecycle::Gone {
+                break;
+            }
+            if dice.lose == Some(step) {
+                world.lose(None);
+                continue;
+            }
+            if let Some((when, grace)) = dice.delete.filter(|(when, _)| *when == step) {
+                let _ = when;
+                world.delete(grace);
+                continue;
+            }
+            if dice.vanish == Some(step) {
+                world.i.object_gone = true;
+                continue;
+            }
+            let before = world.i.now;
+            if !world.step(plan.wake_at) {
+                break;
+            }
+            // Time goes on: what follows at once follows from something that happened, and that is bounded.
+            turns_at_once = if world.i.now == before { turns_at_once + 1 } else { 0 };
+            prop_assert!(turns_at_once < 40, "turns without end at one time: {:#?}", world.i);
+        }
+        // Somebody deletes it in the end, and then nothing is left.
+        if !world.i.is_deleted() {
+            world.delete(5);
+        }
+        for _ in 0..200 {
+            let plan = world.turn();
+            if plan.lifecycle == Lifecycle::Gone {
+                break;
+            }
+            prop_assert!(world.step(plan.wake_at), "stuck: {:?} {:#?}", plan, world.i);
+        }
+        prop_assert_eq!(&world.i.lifecycle, &Lifecycle::Gone);
+        prop_assert!(world.i.sandboxes.is_empty() && world.i.containers.is_empty() && world.i.history.cleaned_up);
+    }
+}
