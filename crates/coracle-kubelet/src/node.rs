@@ -178,7 +178,7 @@ pub(crate) async fn keep_node(context: Arc<Context>, api_port: Option<u16>, mut 
     }
 }
 
-/// One look. True if all is well; false if it is worth looking again soon.
+/// One look. True if all is well; false if it is worth looking again soon: nobody tells when a runtime gets ready.
 async fn post_status(
     context: &Context,
     api_port: Option<u16>,
@@ -203,6 +203,7 @@ async fn post_status(
     }
     let runtime = context.runtime.status().await.map_err(|why| why.to_string());
     publish_network(context, &runtime);
+    let well = readiness(&runtime).0;
     let current = node.status.clone().unwrap_or_default();
     let inputs = NodeInputs {
         config: &context.config,
@@ -215,9 +216,9 @@ async fn post_status(
     let status = node_status(&inputs);
     let due = context.clock.elapsed() >= *posted_at + STATUS_PERIOD;
     if !due && !differs(&current, &status) {
-        return Ok(pod_cidr == *pod_cidr_given || pod_cidr.is_none());
+        return Ok(well && (pod_cidr == *pod_cidr_given || pod_cidr.is_none()));
     }
-    let Some(change) = merge_patch(&to_value(&current), &to_value(&status)) else { return Ok(true) };
+    let Some(change) = merge_patch(&to_value(&current), &to_value(&status)) else { return Ok(well) };
     let uid = node.metadata.uid.clone().unwrap_or_default();
     let revision = node.metadata.resource_version.clone().unwrap_or_default();
     let patch =
@@ -225,7 +226,7 @@ async fn post_status(
     match request::patch_status::<Node>(&context.client, &ObjectKey::cluster(name.clone()), &patch).await {
         Ok(_) => {
             *posted_at = context.clock.elapsed();
-            Ok(true)
+            Ok(well)
         }
         // The informer is about to bring what the status has to be made from.
         Err(why) if why.is_conflict() => Ok(false),

@@ -61,3 +61,74 @@ async fn log_tail(root: &Path, path: &Path, bytes: u64) -> String {
     let tail = read.ok().and_then(Result::ok).unwrap_or_default();
     String::from_utf8_lossy(&tail).into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use coracle_cri::{Container, ContainerId, ContainerState, Mount, MountPropagation, PodSandboxId};
+    use jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The message of the first of `containers` containers, given its file and its log.
+    async fn message(policy: &str, containers: usize, exit_code: i32, file: &str, log: &str) -> String {
+        let root = tempfile::tempdir().unwrap();
+        let log_path = root.path().join("ns_p_u/c0/0.log");
+        std::fs::create_dir_all(log_path.parent().unwrap()).unwrap();
+        std::fs::write(&log_path, log).unwrap();
+        let host_path = root.path().join("0-termination-log");
+        std::fs::write(&host_path, file).unwrap();
+        let all: Vec<_> = (0..containers)
+            .map(|n| json!({"name": format!("c{n}"), "terminationMessagePolicy": policy}))
+            .collect();
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {"containers": all}})).unwrap();
+        let status = ContainerStatus {
+            container: Container {
+                id: ContainerId("i".into()),
+                sandbox: PodSandboxId("s".into()),
+                name: "c0".into(),
+                attempt: 0,
+                image: Default::default(),
+                image_ref: String::new(),
+                state: ContainerState::Exited,
+                created_at: Timestamp::UNIX_EPOCH,
+                labels: BTreeMap::new(),
+                annotations: BTreeMap::new(),
+            },
+            started_at: None,
+            finished_at: None,
+            exit_code: Some(exit_code),
+            reason: String::new(),
+            message: String::new(),
+            log_path,
+            mounts: vec![Mount {
+                container_path: TERMINATION_MESSAGE_PATH.into(),
+                host_path: host_path.clone(),
+                readonly: false,
+                propagation: MountPropagation::Private,
+            }],
+            user: None,
+            pid: None,
+            resources: Default::default(),
+        };
+        assert_eq!(message_file(&status), Some(host_path));
+        read_message(root.path(), &pod, &status).await
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_file_counts_and_the_log_only_after_a_failure_without_one() {
+        const LOG: &str = "2026-01-01T00:00:00Z stderr F one\n2026-01-01T00:00:00Z stderr F two\n";
+        const FALLBACK: &str = "FallbackToLogsOnError";
+        assert_eq!(message("File", 1, 1, "said", LOG).await, "said");
+        assert_eq!(message("File", 1, 1, "", LOG).await, "");
+        assert_eq!(message(FALLBACK, 1, 1, "", LOG).await, "one\ntwo\n");
+        assert_eq!(message(FALLBACK, 1, 0, "", LOG).await, "");
+        assert_eq!(message(FALLBACK, 1, 1, "said", LOG).await, "said");
+        let long = format!("{}end", "x".repeat(5000));
+        let tail = message("File", 1, 0, &long, "").await;
+        assert_eq!((tail.len(), tail.ends_with("end")), (4096, true));
+        assert_eq!(message("File", 6, 0, &long, "").await.len(), 2048, "all containers share 12 KiB");
+    }
+}

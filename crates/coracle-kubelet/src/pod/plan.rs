@@ -189,6 +189,12 @@ pub enum WaitingOn {
 pub fn plan(inputs: &PodInputs) -> PodPlan {
     let lifecycle = next_lifecycle(inputs);
     let mut plan = PodPlan { lifecycle: lifecycle.clone(), ..PodPlan::default() };
+    if let (Lifecycle::Syncing, Lifecycle::Terminating { cause: TerminationCause::DeadlineExceeded, .. }) =
+        (&inputs.lifecycle, &lifecycle)
+    {
+        let event = PodEvent::pod(reasons::DEADLINE_EXCEEDED, reasons::DEADLINE_EXCEEDED_MESSAGE);
+        plan.actions.push(PodAction::Report(event));
+    }
     match lifecycle {
         Lifecycle::Syncing => plan_syncing(inputs, &mut plan),
         Lifecycle::Terminating { deadline, .. } => plan_terminating(inputs, deadline, &mut plan),

@@ -178,3 +178,103 @@ fn check_non_root(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use coracle_cri::PodSandboxId;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn config(container: Value, image: &Image) -> Result<ContainerConfig, String> {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+            "spec": {"containers": [container], "securityContext": {"runAsGroup": 7, "supplementalGroups": [8]}},
+        }))
+        .unwrap();
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let start = StartContainer {
+            container: "c".into(),
+            attempt: 3,
+            sandbox: PodSandboxId("s".into()),
+            image: None,
+            pulled: None,
+            backoff: None,
+            hash: "h".into(),
+            event: None,
+        };
+        let context = ContainerContext {
+            env: EnvContext {
+                pod: &pod,
+                node_name: "n",
+                host_ips: &[],
+                pod_ips: &[],
+                services: Default::default(),
+            },
+            image,
+            resources: LinuxContainerResources::default(),
+            hosts_file: "/pods/u/etc-hosts".into(),
+            termination_file: "/pods/u/t".into(),
+        };
+        container_config(&pod, container, &start, &context)
+    }
+
+    #[test]
+    fn the_spec_is_carried_over() {
+        let image = Image {
+            id: "sha256:1".into(),
+            repo_tags: vec!["docker.io/library/other:1".into(), "docker.io/library/busybox:latest".into()],
+            repo_digests: vec!["docker.io/library/busybox@sha256:2".into()],
+            ..Image::default()
+        };
+        let container = json!({
+            "name": "c", "image": "busybox", "command": ["sh", "-c", "echo $(A) $$(A)"], "args": ["$(A)"],
+            "env": [{"name": "A", "value": "1"}], "workingDir": "/w", "tty": true,
+            "securityContext": {"runAsUser": 5, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                "capabilities": {"add": ["NET_ADMIN"], "drop": ["CAP_CHOWN"]}},
+        });
+        let made = config(container, &image).unwrap();
+        assert_eq!(made.command, ["sh", "-c", "echo 1 $(A)"]);
+        assert_eq!(made.args, ["1"]);
+        assert_eq!((made.attempt, made.image.image.as_str(), made.tty), (3, "sha256:1", true));
+        assert_eq!(made.log_path, PathBuf::from("c/3.log"));
+        assert_eq!(made.annotations[ANNOTATION_IMAGE], "docker.io/library/busybox:latest");
+        assert_eq!(made.annotations[ANNOTATION_IMAGE_ID], "docker.io/library/busybox@sha256:2");
+        assert_eq!(made.labels[LABEL_CONTAINER_NAME], "c");
+        let paths: Vec<_> = made.mounts.iter().map(|m| m.container_path.to_str().unwrap()).collect();
+        assert_eq!(paths, ["/etc/hosts", "/dev/termination-log"]);
+        let security = made.security_context;
+        assert_eq!((security.run_as_user, security.run_as_group), (Some(5), Some(7)));
+        assert_eq!(security.supplemental_groups, [8]);
+        assert!(security.no_new_privs && security.readonly_rootfs && !security.seccomp_unconfined);
+        assert_eq!(
+            (security.add_capabilities, security.drop_capabilities),
+            (vec!["NET_ADMIN".into()], vec!["CHOWN".into()])
+        );
+    }
+
+    #[test]
+    fn a_container_that_must_not_be_root_is_not_made_as_root() {
+        let wanted = |user: Value| json!({"name": "c", "image": "x", "securityContext": {"runAsNonRoot": true, "runAsUser": user}});
+        let image =
+            |uid: Option<i64>, username: &str| Image { uid, username: username.into(), ..Image::default() };
+        let refused = |user: Value, image: &Image| config(wanted(user), image).unwrap_err();
+        let place = "(pod: \"p_ns(u)\", container: c)";
+        assert_eq!(
+            refused(Value::Null, &image(None, "")),
+            format!("container has runAsNonRoot and image will run as root {place}")
+        );
+        assert_eq!(
+            refused(Value::Null, &image(None, "app")),
+            format!(
+                "container has runAsNonRoot and image has non-numeric user (app), cannot verify user is non-root {place}"
+            )
+        );
+        assert_eq!(
+            refused(json!(0), &image(Some(5), "")),
+            format!("container's runAsUser breaks non-root policy {place}")
+        );
+        assert!(config(wanted(json!(1)), &image(Some(0), "")).is_ok());
+        assert!(config(wanted(Value::Null), &image(Some(5), "")).is_ok());
+    }
+}
