@@ -59,18 +59,26 @@ impl Cluster {
         Ok(std::fs::read_to_string(self.data().join("lock"))?.trim().parse()?)
     }
 
-    /// Processes of the cluster itself: the main one and the keepers, recognised by their command lines.
+    /// Processes of the cluster itself: the main one and the keepers.
     pub(crate) fn processes(&self) -> anyhow::Result<Vec<u32>> {
         let mut found = vec![self.pid()?];
-        for entry in std::fs::read_dir("/proc")?.filter_map(Result::ok) {
-            let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-            let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let arguments = String::from_utf8_lossy(&arguments);
-            if pid != found[0] && arguments.contains("keeper") && arguments.contains(&self.name) {
-                found.push(pid);
-            }
-        }
+        found.extend(self.keepers());
         Ok(found)
+    }
+
+    /// Keepers: programs that run from memory, with a directory of this cluster as their argument.
+    pub(crate) fn keepers(&self) -> Vec<u32> {
+        let run = format!("{BASE}/run/{}/", self.name);
+        let is_keeper = |pid: &u32| {
+            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let arguments = String::from_utf8_lossy(&arguments);
+            arguments.starts_with("/proc/self/fd/") && arguments.contains(&run)
+        };
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+        processes
+            .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok())
+            .filter(is_keeper)
+            .collect()
     }
 
     /// A client with a connection of its own.

@@ -95,7 +95,7 @@ async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     rows.push(Row::millis("Pod delete to gone (exits on SIGTERM)", &pods.deleted, "100 ms", "10 s"));
 
     eprintln!("starting {} Pods at once", options.burst);
-    let burst = measure::pods_at_once(&client, &clock, options.burst).await?;
+    let burst = measure::pods_at_once(&cluster, &client, &clock, options.burst).await?;
     let scaled = |seconds: f64| format!("{seconds:.2} s");
     rows.push(Row::text(&format!("{} Pods at once, all Ready", options.burst), scaled(burst.ready), "", ""));
     rows.push(Row::text(&format!("{} Pods at once, all gone", options.burst), scaled(burst.gone), "", ""));

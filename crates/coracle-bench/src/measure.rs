@@ -130,6 +130,7 @@ pub(crate) struct AtOnce {
 
 /// Creates many Pods together and waits for all; deletes them together and waits for all.
 pub(crate) async fn pods_at_once(
+    cluster: &Cluster,
     client: &kube::Client,
     clock: &Clock,
     count: usize,
@@ -154,7 +155,7 @@ pub(crate) async fn pods_at_once(
         }
     }
     let ready = (clock.elapsed() - begin).as_secs_f64();
-    let keeper_private_kb = keeper_private_kb();
+    let keeper_private_kb = keeper_private_kb(cluster);
     let begin = clock.elapsed();
     futures::future::try_join_all(
         names.iter().map(async |name| api.delete(name, &DeleteParams::default()).await),
@@ -173,19 +174,9 @@ pub(crate) async fn pods_at_once(
     Ok(AtOnce { ready, gone: (clock.elapsed() - begin).as_secs_f64(), keeper_private_kb })
 }
 
-/// Median private memory of the keepers on this machine.
-fn keeper_private_kb() -> u64 {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
-    let mut sizes: Vec<u64> = processes
-        .filter_map(Result::ok)
-        .filter_map(|entry| entry.file_name().to_string_lossy().parse::<u32>().ok())
-        .filter(|pid| {
-            let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&arguments).contains("keeper")
-        })
-        .map(private_kb)
-        .filter(|size| *size > 0)
-        .collect();
+/// Median private memory of the cluster's keepers.
+fn keeper_private_kb(cluster: &Cluster) -> u64 {
+    let mut sizes: Vec<u64> = cluster.keepers().into_iter().map(private_kb).collect();
     sizes.sort_unstable();
     sizes.get(sizes.len() / 2).copied().unwrap_or(0)
 }
