@@ -27,14 +27,23 @@ python3 scripts/busybox-image.py target/busybox.tar --name busybox:1.35
 "$coracle" image import target/busybox.tar
 
 say "Running examples/busybox.yaml"
-# The watch starts first, so that every state is seen; it ends when the Pod runs.
-"$kubectl" get pods --watch-only busybox 2>/dev/null &
-watch=$!
-trap 'kill $watch 2>/dev/null || true' EXIT
-"$kubectl" apply -f examples/busybox.yaml
+if "$kubectl" get pod busybox >/dev/null 2>&1; then
+    "$kubectl" apply -f examples/busybox.yaml
+else
+    # The watch comes first, and says when it is connected, so that every state of the Pod is seen.
+    connected=$(mktemp -u)
+    mkfifo "$connected"
+    exec 3<>"$connected"
+    rm "$connected"
+    "$kubectl" get pods --watch-only -v=6 2> >(while IFS= read -r line; do
+        case $line in *watch=true*200*OK*) echo >&3 ;; esac
+    done) > >(exec sed -u '/ Running /q') &
+    watch=$!
+    trap 'kill $watch 2>/dev/null || true' EXIT
+    read -r -t 10 -u 3 || echo "(the watch does not connect)"
+    "$kubectl" apply -f examples/busybox.yaml
+fi
 "$kubectl" wait --for=condition=Ready pod/busybox --timeout=60s >/dev/null
-kill $watch 2>/dev/null || true
-wait $watch 2>/dev/null || true
 "$kubectl" get pods -o wide
 
 say "What to type next"

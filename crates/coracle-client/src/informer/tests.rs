@@ -1,3 +1,5 @@
+//! Informers against scripted servers: what they list, where they resume, and how slow subscribers catch up.
+
 use std::collections::VecDeque;
 use std::sync::Mutex;
 use std::time::Duration;

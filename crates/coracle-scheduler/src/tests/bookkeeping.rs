@@ -1,3 +1,5 @@
+//! The books of the scheduler: what nodes have left, which Pods wait, and what wakes them again.
+
 use std::time::Duration;
 
 use coracle_client::ObjectKey;

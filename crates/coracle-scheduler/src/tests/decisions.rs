@@ -1,3 +1,5 @@
+//! Which node a Pod gets, and the words in which a Pod that gets none is told why.
+
 use serde_json::{Value, json};
 
 use super::{bound, cluster, decide, message, node, pod, requests};
