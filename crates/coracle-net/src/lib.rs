@@ -1,3 +1,6 @@
-//! Pod network: bridge, veth, IPAM.
+//! The network of Pods: a bridge on each node, and between nodes an overlay.
 
 pub mod bridge;
+pub mod overlay;
+#[cfg(test)]
+mod testing;

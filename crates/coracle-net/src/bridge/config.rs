@@ -13,6 +13,9 @@ pub struct BridgeConfig {
     pub state_dir: PathBuf,
     /// Packets of Pods that leave the Pod network carry the host's address.
     pub masquerade: bool,
+    /// Addresses of all Pods of the cluster, in CIDR form: packets to them keep their sender. This node's own
+    /// range if `None`.
+    pub cluster_range: Option<String>,
     /// MTU of the bridge and of the Pods' interfaces; that of the default route's interface if `None`.
     pub mtu: Option<u32>,
 }
@@ -27,6 +30,7 @@ impl BridgeConfig {
             bridge: name,
             state_dir: state_dir.into(),
             masquerade: true,
+            cluster_range: None,
             mtu: None,
         }
     }

@@ -6,10 +6,10 @@
 mod allocations;
 mod config;
 mod error;
-mod links;
-mod netlink;
+pub(crate) mod links;
+pub(crate) mod netlink;
 mod network;
-mod range;
+pub(crate) mod range;
 mod rules;
 #[cfg(test)]
 mod tests;

@@ -187,11 +187,13 @@ impl Shared {
             // For host ports on the host's own loopback addresses.
             set_sysctl(&format!("net/ipv4/conf/{}/route_localnet", self.config.bridge), "1")?;
         }
+        let cluster = self.config.cluster_range.as_deref().map(PodRange::parse).transpose()?;
         let desired = Desired {
             table: &self.config.nft_table,
             bridge: &self.config.bridge,
             range: &range,
             masquerade: self.config.masquerade,
+            cluster: cluster.as_ref().unwrap_or(&range),
             ports,
         };
         apply(&script(&desired))

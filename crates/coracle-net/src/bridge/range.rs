@@ -29,6 +29,11 @@ impl PodRange {
         Ok(PodRange { network, prefix })
     }
 
+    /// The first address, which nothing has.
+    pub(crate) fn network(&self) -> IpAddr {
+        self.network
+    }
+
     pub(crate) fn prefix(&self) -> u8 {
         self.prefix
     }

@@ -19,13 +19,15 @@ pub(crate) struct Desired<'a> {
     pub(crate) bridge: &'a str,
     pub(crate) range: &'a PodRange,
     pub(crate) masquerade: bool,
+    /// Where packets keep their sender: all Pods of the cluster.
+    pub(crate) cluster: &'a PodRange,
     /// Ports of the host, and the Pod that each leads to.
     pub(crate) ports: Vec<(IpAddr, PortMapping)>,
 }
 
 /// The table as a script for `nft`: made anew in one transaction.
 pub(crate) fn script(desired: &Desired<'_>) -> String {
-    let Desired { table, bridge, range, masquerade, ports } = desired;
+    let Desired { table, bridge, range, masquerade, cluster, ports } = desired;
     let mut text = delete_script(table);
     let mut line = |line: String| {
         text.push_str(&line);
@@ -57,7 +59,7 @@ pub(crate) fn script(desired: &Desired<'_>) -> String {
         line(format!("ct status dnat ip saddr {range} ip daddr {range} masquerade"));
     }
     if *masquerade {
-        line(format!("ip saddr {range} ip daddr != {range} ip daddr != 224.0.0.0/4 masquerade"));
+        line(format!("ip saddr {range} ip daddr != {cluster} ip daddr != 224.0.0.0/4 masquerade"));
     }
     line("}".to_owned());
     line("}".to_owned());
@@ -131,6 +133,7 @@ mod tests {
             bridge: "br",
             range: &range,
             masquerade: true,
+            cluster: &PodRange::parse("10.42.0.0/16").unwrap(),
             ports: vec![
                 (pod, port(None, Protocol::Tcp, 80, 8080)),
                 (pod, port(Some("192.0.2.1"), Protocol::Udp, 53, 5353)),
@@ -143,7 +146,7 @@ mod tests {
             "ip daddr 192.0.2.1 udp dport 53 dnat to 10.42.0.5:5353\n",
             "sctp dport 1 dnat to 10.42.0.5:2\n",
             "ct status dnat ip saddr 10.42.0.0/24 ip daddr 10.42.0.0/24 masquerade\n",
-            "ip saddr 10.42.0.0/24 ip daddr != 10.42.0.0/24 ip daddr != 224.0.0.0/4 masquerade\n",
+            "ip saddr 10.42.0.0/24 ip daddr != 10.42.0.0/16 ip daddr != 224.0.0.0/4 masquerade\n",
         ] {
             assert!(text.contains(expected), "{expected}\n{text}");
         }

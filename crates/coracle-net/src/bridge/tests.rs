@@ -1,98 +1,14 @@
 //! Tests against the real kernel. Each has a host of its own: a network namespace that nothing else is in, on a
 //! thread that nothing else runs on. They need root and `nft`.
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
+use std::net::{IpAddr, TcpListener};
 
 use coracle_cri::{PodNetwork, PodNetworkRequest, PodSandboxId, PortMapping, Protocol};
-use nix::sched::{CloneFlags, setns, unshare};
 
-use super::links::{all_links, set_up};
+use super::links::all_links;
 use super::netlink::Netlink;
 use super::{BridgeConfig, BridgeNetwork};
-
-/// Runs a test on a host of its own. Threads of the runtime begin on this one, and so share its namespace.
-fn on_a_host<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
-    let thread = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("tests of the network run as root");
-        Netlink::open().unwrap().run(vec![set_up("lo")]).unwrap();
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test());
-    });
-    if let Err(panic) = thread.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-/// A network namespace, pinned by a descriptor.
-struct Namespace(File);
-
-impl Namespace {
-    fn new() -> Self {
-        Namespace::of_thread(|| unshare(CloneFlags::CLONE_NEWNET).unwrap())
-    }
-
-    fn current() -> Self {
-        Namespace::of_thread(|| {})
-    }
-
-    fn of_thread(prepare: impl FnOnce() + Send) -> Self {
-        std::thread::scope(|scope| {
-            let open = || {
-                prepare();
-                Namespace(File::open("/proc/thread-self/ns/net").unwrap())
-            };
-            scope.spawn(open).join().unwrap()
-        })
-    }
-
-    fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
-    }
-
-    fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        std::thread::scope(|scope| {
-            let inside = || {
-                setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET).unwrap();
-                work()
-            };
-            scope.spawn(inside).join().unwrap()
-        })
-    }
-
-    /// Answers one connection with the address that it came from.
-    fn serve(&self, port: u16) -> std::thread::JoinHandle<()> {
-        let listener = self.run(move || TcpListener::bind(("0.0.0.0", port)).unwrap());
-        std::thread::spawn(move || {
-            let (mut stream, from) = listener.accept().unwrap();
-            stream.write_all(from.ip().to_string().as_bytes()).unwrap();
-        })
-    }
-
-    /// Connects, and returns the address that the other side saw.
-    fn ask(&self, ip: IpAddr, port: u16) -> Result<String, std::io::Error> {
-        self.run(move || {
-            let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), Duration::from_secs(5))?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            let mut seen = String::new();
-            stream.read_to_string(&mut seen)?;
-            Ok(seen)
-        })
-    }
-
-    fn command(&self, line: &str) -> String {
-        self.run(|| {
-            let output = Command::new("sh").args(["-c", line]).output().unwrap();
-            let error = String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{line}: {error}");
-            String::from_utf8(output.stdout).unwrap()
-        })
-    }
-}
+use crate::testing::{Namespace, on_a_host};
 
 fn id(n: u32) -> PodSandboxId {
     PodSandboxId(format!("{n:064x}"))
@@ -184,14 +100,7 @@ fn pods_go_out_under_the_address_of_the_host() {
         let dir = tempfile::tempdir().unwrap();
         let network = open(&dir).await;
         let (host, outside, pod) = (Namespace::current(), Namespace::new(), Namespace::new());
-        host.command("ip link add up0 type veth peer name down0");
-        host.command("ip addr add 192.0.2.1/24 dev up0 && ip link set up0 up");
-        let fd = outside.path();
-        host.command(
-            &format!("ip link set down0 netns {}", fd.display())
-                .replace("/proc/self", &format!("/proc/{}", std::process::id())),
-        );
-        outside.command("ip addr add 192.0.2.2/24 dev down0 && ip link set down0 up");
+        host.connect(("up0", "192.0.2.1/24"), &outside, ("down0", "192.0.2.2/24"));
         network.setup(&request(1, &pod, &[])).await.unwrap();
         let server = outside.serve(80);
         assert_eq!(pod.ask(ip("192.0.2.2"), 80).unwrap(), "192.0.2.1");
