@@ -58,17 +58,15 @@ pub(crate) fn prepare_for_update(new: &mut Value, old: &Value) {
     let old_field = |field: &str| old_metadata.and_then(|m| m.get(field)).cloned();
     let Some(metadata) = tree::object_in(new, "metadata") else { return };
     metadata.shift_remove("selfLink");
-    // Deletion is asked for by DELETE alone; the generation is counted here alone.
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation"] {
+    // Deletion is asked for by DELETE alone; the generation is counted here alone; the time of creation is a fact,
+    // whatever a manifest that was once read from a server says.
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "generation", "creationTimestamp"] {
         restore(metadata, field, old_field(field));
     }
-    for field in ["uid", "creationTimestamp"] {
+    for field in ["uid", "generateName"] {
         if tree::is_empty(metadata.get(field)) {
             restore(metadata, field, old_field(field));
         }
-    }
-    if tree::is_empty(metadata.get("generateName")) {
-        restore(metadata, "generateName", old_field("generateName"));
     }
     drop_empty(metadata);
 }
@@ -361,4 +359,35 @@ pub fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
 #[must_use]
 pub fn immutable(path: &Path, value: Option<&Value>) -> FieldError {
     FieldError::invalid(path, value.cloned().unwrap_or_default(), "field is immutable")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn an_update_keeps_what_is_not_its_own_to_say() {
+        let old = json!({"metadata": {
+            "name": "a", "uid": "u", "creationTimestamp": "2030-01-01T00:00:00Z", "generation": 3,
+        }});
+        // A manifest that was read from a server once, and is applied to an object that was made anew.
+        let mut new = json!({"metadata": {
+            "name": "a", "creationTimestamp": "2029-01-01T00:00:00Z", "generation": 9,
+            "deletionTimestamp": "2029-01-01T00:00:00Z", "labels": {"k": "v"},
+        }});
+        prepare_for_update(&mut new, &old);
+        assert_eq!(validate_update(&new, &old), []);
+        assert_eq!(
+            new["metadata"],
+            json!({
+                "name": "a", "uid": "u", "creationTimestamp": "2030-01-01T00:00:00Z", "generation": 3,
+                "labels": {"k": "v"},
+            })
+        );
+        new["metadata"]["uid"] = "other".into();
+        let errors: Vec<String> = validate_update(&new, &old).iter().map(ToString::to_string).collect();
+        assert_eq!(errors, ["metadata.uid: Invalid value: \"other\": field is immutable"]);
+    }
 }

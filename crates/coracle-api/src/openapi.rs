@@ -7,6 +7,7 @@
 
 mod definitions;
 mod paths;
+mod protobuf;
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
@@ -19,33 +20,45 @@ use definitions::Dialect;
 /// A document that is ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Document {
-    /// The JSON text.
-    pub json: Vec<u8>,
-    /// Changes whenever the text changes; hexadecimal.
+    /// What is sent.
+    pub bytes: Vec<u8>,
+    /// Changes whenever the bytes change; hexadecimal.
     pub hash: String,
 }
 
 impl Document {
-    fn new(value: &Value) -> Self {
-        let json = value.to_string().into_bytes();
-        let hash = format!("{:032X}", fnv1a_128(&json));
-        Document { json, hash }
+    fn new(bytes: Vec<u8>) -> Self {
+        let hash = format!("{:032X}", fnv1a_128(&bytes));
+        Document { bytes, hash }
+    }
+
+    fn json(value: &Value) -> Self {
+        Document::new(value.to_string().into_bytes())
     }
 }
 
 /// What `/openapi/v2` answers.
 #[must_use]
 pub fn v2() -> &'static Document {
-    static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
-        let resources: Vec<&Resource> = catalogue::resources().iter().collect();
-        Document::new(&json!({
-            "swagger": "2.0",
-            "info": info(),
-            "paths": paths::paths(&resources, Dialect::V2),
-            "definitions": definitions::reachable(&resources, Dialect::V2),
-        }))
-    });
+    static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::json(&v2_tree()));
     &DOCUMENT
+}
+
+/// What `/openapi/v2` answers to those who ask for protobuf, which kubectl does.
+#[must_use]
+pub fn v2_protobuf() -> &'static Document {
+    static DOCUMENT: LazyLock<Document> = LazyLock::new(|| Document::new(protobuf::document(&v2_tree())));
+    &DOCUMENT
+}
+
+fn v2_tree() -> Value {
+    let resources: Vec<&Resource> = catalogue::resources().iter().collect();
+    json!({
+        "swagger": "2.0",
+        "info": info(),
+        "paths": paths::paths(&resources, Dialect::V2),
+        "definitions": definitions::reachable(&resources, Dialect::V2),
+    })
 }
 
 /// What `/openapi/v3` answers: where the document of each group and version is.
@@ -59,7 +72,7 @@ pub fn v3_index() -> &'static Document {
                 (path.clone(), json!({ "serverRelativeURL": url }))
             })
             .collect();
-        Document::new(&json!({ "paths": paths }))
+        Document::json(&json!({ "paths": paths }))
     });
     &DOCUMENT
 }
@@ -79,7 +92,7 @@ static V3: LazyLock<BTreeMap<String, Document>> = LazyLock::new(|| {
     groups
         .into_iter()
         .map(|(path, resources)| {
-            let document = Document::new(&json!({
+            let document = Document::json(&json!({
                 "openapi": "3.0.0",
                 "info": info(),
                 "paths": paths::paths(&resources, Dialect::V3),
@@ -106,12 +119,12 @@ mod tests {
     use super::*;
 
     fn document(path: &str) -> Value {
-        serde_json::from_slice(&v3(path).expect("served").json).unwrap()
+        serde_json::from_slice(&v3(path).expect("served").bytes).unwrap()
     }
 
     #[test]
     fn the_index_leads_to_every_group_and_version() {
-        let index: Value = serde_json::from_slice(&v3_index().json).unwrap();
+        let index: Value = serde_json::from_slice(&v3_index().bytes).unwrap();
         let paths = index["paths"].as_object().unwrap();
         assert!(paths.contains_key("api/v1") && paths.contains_key("apis/coordination.k8s.io/v1"));
         for (path, entry) in paths {
@@ -157,7 +170,7 @@ mod tests {
                 _ => {}
             }
         }
-        let v2: Value = serde_json::from_slice(&v2().json).unwrap();
+        let v2: Value = serde_json::from_slice(&v2().bytes).unwrap();
         for (document, place) in [(v2, "#/definitions/"), (document("api/v1"), "#/components/schemas/")] {
             let mut found = Vec::new();
             references(&document, &mut found);

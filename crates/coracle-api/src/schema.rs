@@ -215,22 +215,25 @@ struct Place<'a> {
 enum Step<'a> {
     Root,
     Field(&'a str),
+    Key(&'a str),
     Index(usize),
 }
 
 impl Place<'_> {
-    fn spell(&self, indices: bool) -> String {
-        let mut out = self.parent.map(|parent| parent.spell(indices)).unwrap_or_default();
+    /// The path; without `elements` only the fields of structs, as the decoder of the language that the error texts
+    /// come from has it.
+    fn spell(&self, elements: bool) -> String {
+        let mut out = self.parent.map(|parent| parent.spell(elements)).unwrap_or_default();
         match self.step {
-            Step::Root => {}
-            Step::Field(name) => {
+            Step::Index(index) if elements => out.push_str(&format!("[{index}]")),
+            Step::Key(_) if !elements => {}
+            Step::Field(name) | Step::Key(name) => {
                 if !out.is_empty() {
                     out.push('.');
                 }
                 out.push_str(name);
             }
-            Step::Index(index) if indices => out.push_str(&format!("[{index}]")),
-            Step::Index(_) => {}
+            Step::Root | Step::Index(_) => {}
         }
         out
     }
@@ -266,7 +269,7 @@ impl Walk<'_> {
             Type::Map(inner) => {
                 let Value::Object(map) = value else { return Err(self.mismatch(kind, value, place, owner)) };
                 for (key, value) in map.iter_mut() {
-                    let place = Place { parent: Some(place), step: Step::Field(key) };
+                    let place = Place { parent: Some(place), step: Step::Key(key) };
                     self.value(inner, value, &place, owner)?;
                 }
                 Ok(())
@@ -549,7 +552,7 @@ mod tests {
             ),
             (
                 json!({"metadata": {"labels": {"a": 1}}}),
-                "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels.a of type string",
+                "json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string",
             ),
             (
                 json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "x"}}}]}}),

@@ -289,12 +289,12 @@ impl Core {
         let onward = agent_request(Method::GET, &agent, &path, headers)?;
         let response = sender.send_request(onward).await.map_err(|error| broken(&agent, &error))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Err(refusal(call, response).await);
+            return Ok(refused_upgrade(response).await);
         }
         let mut answer = Response::new(crate::body::full(Vec::new()));
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         for (name, value) in response.headers() {
-            if name == CONNECTION || name == UPGRADE || name.as_str().starts_with("sec-websocket-") {
+            if name == CONNECTION || name == UPGRADE || is_of_upgrade(name) {
                 answer.headers_mut().append(name.clone(), value.clone());
             }
         }
@@ -368,18 +368,36 @@ fn upgrade_headers(headers: &HeaderMap) -> Result<HeaderMap, Status> {
     if upgrade.is_empty() {
         return Err(Status::bad_request("Upgrade request required"));
     }
-    if !upgrade.eq_ignore_ascii_case("websocket") {
-        return Err(Status::bad_request(format!(
-            "unable to upgrade: the protocol {upgrade:?} is not supported, use \"websocket\""
-        )));
-    }
     let mut onward = HeaderMap::new();
     onward.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    onward.insert(UPGRADE, HeaderValue::from_static("websocket"));
-    for (name, value) in headers.iter().filter(|(name, _)| name.as_str().starts_with("sec-websocket-")) {
+    // Which protocols there are is the node agent's to say. kubectl tries SPDY after a refused WebSocket, and shows
+    // what it is told then.
+    for (name, value) in headers.iter().filter(|(name, _)| *name == UPGRADE || is_of_upgrade(name)) {
         onward.append(name.clone(), value.clone());
     }
     Ok(onward)
+}
+
+fn is_of_upgrade(name: &http::HeaderName) -> bool {
+    name.as_str().starts_with("sec-websocket-") || name == "x-stream-protocol-version"
+}
+
+/// A node agent's refusal of an upgrade: upstream passes it on as it is, and clients show its text.
+async fn refused_upgrade(response: Response<Incoming>) -> Response<Body> {
+    let code = response.status();
+    let text = error_text(response).await;
+    let mut answer = Response::new(crate::body::full(text));
+    *answer.status_mut() =
+        if code.is_client_error() || code.is_server_error() { code } else { StatusCode::BAD_GATEWAY };
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    answer
+}
+
+async fn error_text(response: Response<Incoming>) -> String {
+    match Limited::new(response.into_body(), ERROR_TEXT_MAX).collect().await {
+        Ok(collected) => String::from_utf8_lossy(&collected.to_bytes()).trim_end().to_owned(),
+        Err(_) => String::new(),
+    }
 }
 
 fn agent_request(
@@ -407,10 +425,7 @@ fn broken(agent: &Agent, error: &hyper::Error) -> Status {
 /// What a node agent's refusal means to the client.
 async fn refusal(call: &Call, response: Response<Incoming>) -> Status {
     let code = response.status();
-    let text = match Limited::new(response.into_body(), ERROR_TEXT_MAX).collect().await {
-        Ok(collected) => String::from_utf8_lossy(&collected.to_bytes()).trim_end().to_owned(),
-        Err(_) => String::new(),
-    };
+    let text = error_text(response).await;
     match code.as_u16() {
         400 => Status::bad_request(text),
         500 => Status::internal(&text),

@@ -491,6 +491,12 @@ async fn paths_and_methods_that_lead_nowhere() {
     assert_eq!((head.code, head.bytes.len()), (200, 0));
     let bad = admin.get(&format!("{MAPS}?labelSelector=a+b+c")).await;
     assert_eq!(bad.code, 400);
+    // kubectl shows the text of a stream that was refused.
+    for subresource in ["attach", "portforward"] {
+        let refused = admin.post(&format!("{PODS}/p/{subresource}"), &json!({})).await;
+        let message = format!("pods/{subresource} is not supported by Coracle yet");
+        assert_eq!((refused.code, &refused.body["message"]), (404, &message.into()));
+    }
     let unknown_field = admin.get(&format!("{MAPS}?fieldSelector=spec.foo%3Dx")).await;
     assert_eq!(unknown_field.code, 400);
 }
@@ -656,10 +662,14 @@ async fn discovery_names_everything_and_is_not_sent_twice() {
     assert_eq!(document.headers["cache-control"], "public, immutable");
     assert!(document.expect(200)["components"]["schemas"]["io.k8s.api.core.v1.Pod"].is_object());
     assert_eq!(admin.get("/openapi/v2").await.expect(200)["swagger"], "2.0");
-    assert_eq!(
-        admin.get_as("/openapi/v2", "application/com.github.proto-openapi.spec.v2@v1.0+protobuf").await.code,
-        406
-    );
+    // What kubectl asks for when it has to find out about kinds that it does not know.
+    let protobuf = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+    let document = admin.get_as("/openapi/v2", protobuf).await;
+    // The type that is asked for has a character that types cannot have: it could not be answered.
+    let answered = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    assert_eq!((document.code, &document.headers["content-type"]), (200, &answered.parse().unwrap()));
+    assert!(document.bytes.starts_with(b"\x0a\x032.0"));
+    assert_eq!(admin.get_as("/openapi/v3", protobuf).await.code, 406);
 }
 
 #[tokio::test(start_paused = true)]

@@ -226,6 +226,12 @@ async fn agent_answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>
         *refusal.status_mut() = StatusCode::BAD_REQUEST;
         return Ok(refusal);
     }
+    if request.headers().get("upgrade").is_some_and(|protocol| protocol != "websocket") {
+        assert_eq!(request.headers()["x-stream-protocol-version"], "v4.channel.k8s.io");
+        let mut refusal = Response::new(Full::from("container not found (\"c\")\n"));
+        *refusal.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        return Ok(refusal);
+    }
     if !url.starts_with("/exec/") {
         return Ok(Response::new(Full::from(format!("{url}\n"))));
     }
@@ -308,7 +314,7 @@ async fn exec_is_a_pipe_to_the_node_agent() {
     let admin = cluster.admin();
     let head = |upgrade: &str| {
         format!(
-            "GET {url} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: {upgrade}\r\nsec-websocket-version: 13\r\nsec-websocket-key: eA==\r\nsec-websocket-protocol: v5.channel.k8s.io\r\n\r\n"
+            "GET {url} HTTP/1.1\r\nhost: localhost\r\nconnection: Upgrade\r\nupgrade: {upgrade}\r\nsec-websocket-version: 13\r\nsec-websocket-key: eA==\r\nsec-websocket-protocol: v5.channel.k8s.io\r\nx-stream-protocol-version: v4.channel.k8s.io\r\n\r\n"
         )
     };
     let mut stream = cluster.connect(Some(&admin), "http/1.1").await;
@@ -328,9 +334,12 @@ async fn exec_is_a_pipe_to_the_node_agent() {
 
     let mut stream = cluster.connect(Some(&admin), "http/1.1").await;
     stream.write_all(head("SPDY/3.1").as_bytes()).await.unwrap();
-    let mut line = [0; 12];
-    stream.read_exact(&mut line).await.unwrap();
-    assert_eq!(&line, b"HTTP/1.1 400");
+    let mut seen = String::new();
+    while !seen.ends_with(')') {
+        seen.push(char::from(stream.read_u8().await.unwrap()));
+    }
+    assert!(seen.starts_with("HTTP/1.1 500"), "{seen}");
+    assert!(seen.ends_with("\r\n\r\ncontainer not found (\"c\")"), "the agent's own words: {seen}");
     let (code, body) = cluster.get(Some(&admin), "h2", url).await;
     assert_eq!(code, 400);
     assert!(String::from_utf8_lossy(&body).contains("Upgrade request required"));

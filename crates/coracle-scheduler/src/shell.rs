@@ -119,7 +119,7 @@ struct Run {
 
 /// A request that has ended.
 enum Done {
-    Bound { pod: Box<PodInfo>, node: String, result: Result<(), BindError> },
+    Bound { pod: Box<PodInfo>, node: String, decided: jiff::Timestamp, result: Result<(), BindError> },
     Reported,
 }
 
@@ -211,21 +211,25 @@ impl Run {
     fn start_binding(&mut self, pod: PodInfo, node: String) {
         let (client, clock) = (self.client.clone(), self.clock.clone());
         let rng = self.rng.fork("bind");
+        let decided = clock.now();
         self.tasks.spawn(async move {
             let bound = AssertUnwindSafe(bind(&client, &clock, rng, &pod, &node)).catch_unwind().await;
             let result = bound.unwrap_or_else(|_| Err(BindError::Refused("panic".to_owned())));
-            Done::Bound { pod: Box::new(pod), node, result }
+            Done::Bound { pod: Box::new(pod), node, decided, result }
         });
     }
 
     fn finish(&mut self, done: Done) {
-        let Done::Bound { pod, node, result } = done else { return };
+        let Done::Bound { pod, node, decided, result } = done else { return };
         let now = self.clock.elapsed();
         match result {
             Ok(()) => {
                 if let Some(object) = self.current(&pod.key, &pod.uid) {
                     let message = format!("Successfully assigned {} to {node}", pod.key);
-                    self.recorder.event(&reference(object.as_ref()), EventType::Normal, "Scheduled", message);
+                    let object = reference(object.as_ref());
+                    // The node agent is told of the Pod by the binding itself and reports at once: what the
+                    // scheduler did comes before that.
+                    self.recorder.event_at(decided, &object, EventType::Normal, "Scheduled", message);
                 }
             }
             Err(error) => {

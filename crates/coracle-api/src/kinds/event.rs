@@ -221,7 +221,20 @@ fn validate_series(event: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// Writes out what upstream writes out although it says nothing.
+fn write_out(event: &mut Value, source: &str, times: [&str; 3]) {
+    let Some(map) = event.as_object_mut() else { return };
+    for time in times {
+        map.entry(time).or_insert(Value::Null);
+    }
+    map.entry(source).or_insert_with(|| Value::Object(Map::new()));
+}
+
 impl Strategy for CoreEventStrategy {
+    fn default(&self, event: &mut Value) {
+        write_out(event, "source", ["eventTime", "firstTimestamp", "lastTimestamp"]);
+    }
+
     fn validate_create(&self, event: &Value) -> Vec<FieldError> {
         validate_any(event)
     }
@@ -252,6 +265,11 @@ impl Strategy for CoreEventStrategy {
 }
 
 impl Strategy for EventsEventStrategy {
+    fn default(&self, event: &mut Value) {
+        let times = ["eventTime", "deprecatedFirstTimestamp", "deprecatedLastTimestamp"];
+        write_out(event, "deprecatedSource", times);
+    }
+
     fn validate_create(&self, event: &Value) -> Vec<FieldError> {
         let event = to_core(event.clone());
         let mut errors = validate_any(&event);

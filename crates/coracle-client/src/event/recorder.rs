@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_clock::Clock;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use kube::{Client, Error};
 use tokio::sync::mpsc;
@@ -63,12 +64,24 @@ impl EventRecorder {
         reason: &str,
         message: impl Into<String>,
     ) {
+        self.event_at(self.0.clock.now(), involved, event_type, reason, message);
+    }
+
+    /// Reports that something happened to `involved` at a time that has passed: Events are listed in that order.
+    pub fn event_at(
+        &self,
+        at: Timestamp,
+        involved: &ObjectReference,
+        event_type: EventType,
+        reason: &str,
+        message: impl Into<String>,
+    ) {
         let occurrence = Occurrence {
             involved: involved.clone(),
             event_type,
             reason: reason.to_owned(),
             message: message.into(),
-            at: self.0.clock.now(),
+            at,
         };
         let lane = &self.0.lanes[lane_of(involved)];
         if let Err(error) = lane.try_send(occurrence) {

@@ -1,6 +1,7 @@
 //! The status of one container.
 
 use coracle_cri::{self as cri, ContainerState as CriState};
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
     ContainerStatus, ContainerUser, LinuxContainerUser, ResourceRequirements,
@@ -12,6 +13,13 @@ use super::{definition_hash, plan, reasons};
 
 /// The status of a regular container.
 pub(super) fn container_status(i: &PodInputs, container: &Container) -> ContainerStatus {
+    let mut status = observed(i, container);
+    // The API writes it out also if there is none.
+    status.last_state.get_or_insert_default();
+    status
+}
+
+fn observed(i: &PodInputs, container: &Container) -> ContainerStatus {
     let name = container.name.as_str();
     let previous = i.previous(name);
     // An instance that a start in flight has made but not started yet is not shown.
@@ -213,18 +221,17 @@ pub(super) fn terminated(i: &PodInputs, container: &cri::ContainerStatus) -> Con
     let exit_code = container.exit_code.unwrap_or(UNKNOWN_EXIT_CODE);
     let by_code = if exit_code == 0 { reasons::COMPLETED } else { reasons::ERROR };
     let reason = if container.reason.is_empty() { by_code } else { container.reason.as_str() };
-    let message = i
-        .termination_messages
-        .get(&container.container.id)
-        .cloned()
-        .or_else(|| Some(container.message.clone()))
-        .filter(|message| !message.is_empty());
+    // What the runtime says of the end, and what the container itself has left behind.
+    let left = i.termination_messages.get(&container.container.id).map_or("", String::as_str);
+    let said: Vec<&str> = [container.message.as_str(), left].into_iter().filter(|m| !m.is_empty()).collect();
+    let message = (!said.is_empty()).then(|| said.join(": "));
     let terminated = ContainerStateTerminated {
         container_id: Some(i.container_id(&container.container.id)),
         exit_code,
         reason: Some(reason.to_owned()),
         message,
-        started_at: container.started_at.map(Time),
+        // One that could not be started has the zero of the runtime's clock, as upstream.
+        started_at: Some(Time(container.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
         finished_at: container.finished_at.map(Time),
         signal: None,
     };

@@ -105,7 +105,7 @@ fn end_unknown(status: &mut k8s_openapi::api::core::v1::ContainerStatus) {
     let terminated = match last {
         // It ended and waited for its restart: how it ended is how it stays.
         Some(last) if waited => {
-            status.last_state = None;
+            status.last_state = Some(ContainerState::default());
             last
         }
         _ => ContainerStateTerminated {

@@ -70,8 +70,9 @@ fn set_scheduled(pod: &mut Value, now: Timestamp) {
     let Some(status) = tree::object_in(pod, "status") else { return };
     let conditions = status.entry("conditions").or_insert_with(|| json!([]));
     let Some(conditions) = conditions.as_array_mut() else { return };
-    let mut condition =
-        json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": rfc3339(now) });
+    let mut condition = json!({
+        "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": rfc3339(now),
+    });
     if let Some(generation) = generation {
         condition["observedGeneration"] = generation.into();
     }
@@ -110,7 +111,7 @@ mod tests {
         assert_eq!(
             bound["status"],
             json!({"phase": "Pending", "conditions": [{
-                "type": "PodScheduled", "status": "True", "lastTransitionTime": "2020-01-01T00:00:00Z",
+                "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": "2020-01-01T00:00:00Z",
                 "observedGeneration": 2
             }]})
         );

@@ -11,6 +11,9 @@ const EVICTION_DELAY_SECONDS: i64 = 300;
 
 /// Fills in the documented defaults of the object.
 pub(super) fn apply(pod: &mut Value) {
+    if let Some(status) = pod.get_mut("status") {
+        write_out_status(status);
+    }
     let Some(spec) = object_in(pod, "spec") else { return };
     for field in ["containers", "initContainers"] {
         for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
@@ -40,6 +43,34 @@ pub(super) fn apply(pod: &mut Value) {
         if spec.get(field).and_then(Value::as_str) == Some("") {
             spec.shift_remove(field);
         }
+    }
+}
+
+/// Writes out what upstream writes out although it says nothing: times that are not known, and states that are not
+/// there. Clients print them, and compare with them.
+pub(super) fn write_out_status(status: &mut Value) {
+    for condition in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        write_out_times(condition, &["lastProbeTime", "lastTransitionTime"]);
+    }
+    for field in ["containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses"] {
+        for container in status.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
+            for field in ["state", "lastState"] {
+                let Some(state) = object_in(container, field) else { continue };
+                if let Some(running) = state.get_mut("running") {
+                    write_out_times(running, &["startedAt"]);
+                }
+                if let Some(terminated) = state.get_mut("terminated") {
+                    write_out_times(terminated, &["startedAt", "finishedAt"]);
+                }
+            }
+        }
+    }
+}
+
+fn write_out_times(value: &mut Value, times: &[&str]) {
+    let Some(map) = value.as_object_mut() else { return };
+    for time in times {
+        map.entry(*time).or_insert(Value::Null);
     }
 }
 
@@ -159,6 +190,33 @@ mod tests {
             again
         };
         assert_eq!(again, pod, "defaulting twice changes nothing");
+    }
+
+    #[test]
+    fn a_status_writes_out_times_and_states_that_are_not_there() {
+        let mut pod = json!({"spec": {}, "status": {
+            "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "2030-01-01T00:00:00Z"}],
+            "containerStatuses": [
+                {"name": "a", "state": {"terminated": {"exitCode": 1, "finishedAt": "2030-01-01T00:00:00Z"}}},
+                {"name": "b", "lastState": {"waiting": {}}},
+            ],
+        }});
+        apply(&mut pod);
+        assert_eq!(
+            pod["status"],
+            json!({
+                "conditions": [{
+                    "type": "Ready", "status": "True", "lastProbeTime": null,
+                    "lastTransitionTime": "2030-01-01T00:00:00Z",
+                }],
+                "containerStatuses": [
+                    {"name": "a", "lastState": {}, "state": {"terminated": {
+                        "exitCode": 1, "startedAt": null, "finishedAt": "2030-01-01T00:00:00Z"
+                    }}},
+                    {"name": "b", "lastState": {"waiting": {}}, "state": {}},
+                ],
+            })
+        );
     }
 
     #[test]

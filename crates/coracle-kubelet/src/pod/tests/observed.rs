@@ -74,6 +74,32 @@ fn container_states_follow_the_newest_instance_and_the_one_before() {
 }
 
 #[test]
+fn an_end_tells_what_the_runtime_and_the_container_say_and_when_it_began() {
+    let ended = |message: &str, left: Option<&str>, started: bool| {
+        let mut i = base();
+        let mut c = cri::ContainerStatus { message: message.into(), ..exited(&i, "c", 0, 128, at(5)) };
+        c.started_at = c.started_at.filter(|_| started);
+        if let Some(left) = left {
+            i.termination_messages.insert(c.container.id.clone(), left.to_owned());
+        }
+        i.containers = vec![c];
+        let end = first(&status(&i)).state.clone().unwrap().terminated.unwrap();
+        (end.message, end.started_at.unwrap().0)
+    };
+    let (begun, never) = (at(1), Timestamp::UNIX_EPOCH);
+    assert_eq!(ended("", None, true), (None, begun));
+    assert_eq!(ended("", Some("bye"), true), (Some("bye".into()), begun));
+    assert_eq!(ended("exec: no such file", Some(""), false), (Some("exec: no such file".into()), never));
+    assert_eq!(ended("killed", Some("bye"), true), (Some("killed: bye".into()), begun));
+}
+
+#[test]
+fn the_last_state_is_written_out_also_if_there_is_none() {
+    let written = serde_json::to_value(first(&status(&base()))).unwrap();
+    assert_eq!(written["lastState"], json!({}));
+}
+
+#[test]
 fn a_start_in_flight_shows_what_was_shown_before() {
     let mut i = base();
     let ready = std::mem::take(&mut i.sandboxes);
