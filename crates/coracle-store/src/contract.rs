@@ -1,5 +1,6 @@
 //! The contract that every engine meets.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use async_trait::async_trait;
@@ -55,6 +56,14 @@ pub enum Op {
     },
 }
 
+impl Op {
+    pub(crate) fn key(&self) -> &Bytes {
+        match self {
+            Op::Put { key, .. } | Op::Delete { key } => key,
+        }
+    }
+}
+
 /// A compare-and-set transaction: all compares hold and all ops happen, at one revision, or nothing happens.
 /// No key is empty, and no key may appear in two ops.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -63,6 +72,24 @@ pub struct Txn {
     pub compares: Vec<Compare>,
     /// Changes.
     pub ops: Vec<Op>,
+}
+
+impl Txn {
+    /// Refuses a transaction that makes no sense.
+    pub(crate) fn check(&self) -> StoreResult<()> {
+        let keys = || self.ops.iter().map(Op::key);
+        if keys().chain(self.compares.iter().map(|compare| &compare.key)).any(Bytes::is_empty) {
+            return Err(StoreError::Invalid("a key is empty".to_owned()));
+        }
+        if self.ops.len() > 1 {
+            let mut seen = BTreeSet::new();
+            if let Some(twice) = keys().find(|key| !seen.insert(*key)) {
+                let key = String::from_utf8_lossy(twice);
+                return Err(StoreError::Invalid(format!("the key {key:?} is changed twice")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How a transaction ended.
@@ -192,4 +219,12 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets history before `revision`: reads and watches can start at `revision` and later. Compacting to an
     /// older revision than before does nothing.
     async fn compact(&self, revision: Revision) -> StoreResult<()>;
+}
+
+/// The first key after all keys with `prefix`; `None` if there is none.
+pub(crate) fn prefix_end(prefix: &Bytes) -> Option<Bytes> {
+    let last = prefix.iter().rposition(|&byte| byte != u8::MAX)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(Bytes::from(end))
 }

@@ -2,17 +2,21 @@
 //!
 //! A store holds keys and bytes and knows nothing of Kubernetes. Every committed transaction gets one revision of
 //! one global, dense sequence; a read can be made at any revision since the last compaction, and a watch replays
-//! and follows the history of a prefix. Engines: `embedded` (an index in memory over a checksummed log) and,
-//! later, `etcd`; both pass one suite.
+//! and follows the history of a prefix. Engines: [`embedded`] (an index in memory over a checksummed log) and
+//! [`etcd`]; both pass one suite.
 //!
 //! **Invariants**
 //! - A revision is visible to no one before it is durable.
 //! - Revisions never go back and are never used twice, whatever happens to the machine.
-//! - A failed flush stops the store; it is never retried.
+//! - A failed flush stops the embedded engine; it is never retried.
+//! - A write of which it is unknown whether it happened is reported as such and never sent again.
 
 mod contract;
 pub mod embedded;
+pub mod etcd;
 pub mod files;
+mod hub;
+mod retention;
 pub mod simfs;
 pub mod suite;
 

@@ -9,7 +9,9 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-use crate::contract::{Event, EventKind, KeyValue, ListPage, ListRequest, Revision, StoreError, StoreResult};
+use crate::contract::{
+    Event, EventKind, KeyValue, ListPage, ListRequest, Revision, StoreError, StoreResult, prefix_end,
+};
 
 #[derive(Debug, Clone)]
 struct Version {
@@ -300,14 +302,6 @@ impl Index {
             entry.older.drain(..first);
         }
     }
-}
-
-/// The first key after all keys with `prefix`; `None` if there is none.
-fn prefix_end(prefix: &Bytes) -> Option<Bytes> {
-    let last = prefix.iter().rposition(|&byte| byte != u8::MAX)?;
-    let mut end = prefix[..=last].to_vec();
-    end[last] += 1;
-    Some(Bytes::from(end))
 }
 
 /// What an event adds to the content and what it takes away.

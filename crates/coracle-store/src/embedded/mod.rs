@@ -7,21 +7,20 @@
 //! get, list ─▶ index          watch ─▶ history, then live
 //! ```
 //!
-//! - [`format`](self) (private) says what the bytes are and what damage is; `index`, `retention` and `hub` are pure.
+//! - [`format`](self) (private) says what the bytes are and what damage is; `index` is pure, and so are
+//!   the retention and the hub, which this engine shares with others.
 //! - The writer is the only one who writes to the log; transactions that come while it flushes form the next group.
 //! - Locks are taken in the order hub, index, and never across a flush.
 //! - Compaction is about memory and the readable past: after a restart some compacted history may be readable again.
 
 mod format;
-mod hub;
 mod index;
 mod recovery;
-mod retention;
 mod snapshot;
 mod writer;
 
 use std::any::Any;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,10 +36,10 @@ use crate::contract::{
     WatchBatch, WatchStream,
 };
 use crate::files::{Directory, Disk};
-use hub::Hub;
+use crate::hub::Hub;
+pub use crate::retention::Retention;
 use index::Index;
 pub use recovery::{Cut, OpenError, Recovery};
-pub use retention::Retention;
 use writer::{Request, Writer};
 
 /// Transactions that wait for the writer; more wait for their place.
@@ -270,7 +269,8 @@ impl Store for EmbeddedStore {
     }
 
     async fn txn(&self, txn: Txn) -> StoreResult<TxnOutcome> {
-        check(&txn)?;
+        txn.check()?;
+        check_size(&txn)?;
         let (reply, answer) = oneshot::channel();
         let queue = self.queue.as_ref().expect("the queue is there until the store is dropped");
         if queue.send(Request { txn, reply }).await.is_err() {
@@ -380,23 +380,8 @@ impl Shared {
     }
 }
 
-/// Refuses transactions that make no sense or are too large.
-fn check(txn: &Txn) -> StoreResult<()> {
-    let keys = || {
-        txn.ops.iter().map(|op| match op {
-            Op::Put { key, .. } | Op::Delete { key } => key,
-        })
-    };
-    if keys().chain(txn.compares.iter().map(|compare| &compare.key)).any(Bytes::is_empty) {
-        return Err(StoreError::Invalid("a key is empty".to_owned()));
-    }
-    if txn.ops.len() > 1 {
-        let mut seen = BTreeSet::new();
-        if let Some(twice) = keys().find(|key| !seen.insert(*key)) {
-            let key = String::from_utf8_lossy(twice);
-            return Err(StoreError::Invalid(format!("the key {key:?} is changed twice")));
-        }
-    }
+/// Refuses transactions that are too large.
+fn check_size(txn: &Txn) -> StoreResult<()> {
     let bytes: usize = txn
         .ops
         .iter()

@@ -11,11 +11,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::format::{self, FILE_HEADER, FrameBuffer, SEGMENT_MAGIC};
 use super::index::Index;
-use super::retention::Ages;
 use super::snapshot::{self, Job, Replaceable};
 use super::{Options, Shared, segment_name};
 use crate::contract::{Event, EventKind, KeyValue, Op, Revision, StoreError, StoreResult, Txn, TxnOutcome};
 use crate::files::{Directory, File, is_no_space};
+use crate::retention::Ages;
 
 /// A group is closed when its record has reached this size.
 const GROUP_BYTES: usize = 2 << 20;

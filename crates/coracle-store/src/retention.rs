@@ -34,7 +34,7 @@ impl Retention {
 
 /// Remembers, coarsely, which revision was the newest when.
 #[derive(Debug, Default)]
-pub(super) struct Ages {
+pub(crate) struct Ages {
     marks: VecDeque<Mark>,
 }
 
@@ -48,7 +48,7 @@ struct Mark {
 
 impl Ages {
     /// The oldest revision to keep when `revision` has just been committed.
-    pub(super) fn oldest(&mut self, limits: &Retention, now: Duration, revision: Revision) -> Revision {
+    pub(crate) fn oldest(&mut self, limits: &Retention, now: Duration, revision: Revision) -> Revision {
         let mut oldest = Revision(revision.0.saturating_sub(limits.revisions));
         while let Some(mark) = self.marks.front()
             && now.saturating_sub(mark.until) >= limits.age

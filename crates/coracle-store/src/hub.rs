@@ -12,7 +12,7 @@ type Sender = mpsc::Sender<StoreResult<WatchBatch>>;
 /// The watches by prefix. Finding the watchers of a key takes one look-up per distinct length of prefix, however
 /// many watchers there are.
 #[derive(Debug)]
-pub(super) struct Hub {
+pub(crate) struct Hub {
     watchers: BTreeMap<Bytes, Vec<Watcher>>,
     /// How many prefixes have this length.
     lengths: BTreeMap<usize, usize>,
@@ -22,6 +22,8 @@ pub(super) struct Hub {
 #[derive(Debug)]
 struct Watcher {
     sender: Sender,
+    /// What the watch started after: it has been told of nothing up to here, and is not.
+    after: Revision,
     pending: Vec<Event>,
 }
 
@@ -43,19 +45,19 @@ impl Watcher {
 
 impl Hub {
     /// A hub whose watchers may be `buffer` batches behind.
-    pub(super) fn new(buffer: usize) -> Self {
+    pub(crate) fn new(buffer: usize) -> Self {
         Hub { watchers: BTreeMap::new(), lengths: BTreeMap::new(), buffer: buffer.max(1) }
     }
 
     /// Whether there is any watch.
-    pub(super) fn is_watched(&self) -> bool {
+    pub(crate) fn is_watched(&self) -> bool {
         !self.watchers.is_empty()
     }
 
-    /// Starts a watch that has already happened up to `first.revision`.
-    pub(super) fn subscribe(&mut self, prefix: Bytes, first: WatchBatch) -> WatchStream {
+    /// Starts a watch that has already happened up to `first.revision`, which may be ahead of what is published.
+    pub(crate) fn subscribe(&mut self, prefix: Bytes, first: WatchBatch) -> WatchStream {
         let (sender, receiver) = mpsc::channel(self.buffer + 1);
-        let watcher = Watcher { sender, pending: Vec::new() };
+        let watcher = Watcher { sender, after: first.revision, pending: Vec::new() };
         if watcher.send(first) {
             let length = prefix.len();
             let watchers = self.watchers.entry(prefix).or_default();
@@ -70,7 +72,7 @@ impl Hub {
     }
 
     /// Sends events of revisions up to `revision`. With `progress`, watches without an event hear of the revision.
-    pub(super) fn publish(&mut self, events: &[Event], revision: Revision, progress: bool) {
+    pub(crate) fn publish(&mut self, events: &[Event], revision: Revision, progress: bool) {
         let mut touched: Vec<Bytes> = Vec::new();
         for event in events {
             for &length in self.lengths.keys().take_while(|&&length| length <= event.key.len()) {
@@ -78,7 +80,7 @@ impl Hub {
                 if watchers.iter().all(|watcher| watcher.pending.is_empty()) {
                     touched.push(event.key.slice(..length));
                 }
-                for watcher in watchers {
+                for watcher in watchers.iter_mut().filter(|watcher| event.revision > watcher.after) {
                     watcher.pending.push(event.clone());
                 }
             }
@@ -90,8 +92,8 @@ impl Hub {
             let Some(watchers) = self.watchers.get_mut(&prefix) else { continue };
             watchers.retain_mut(|watcher| {
                 let events = std::mem::take(&mut watcher.pending);
-                // Nobody falls behind because of mere progress.
-                if events.is_empty() && watcher.sender.capacity() <= 2 {
+                // Nobody falls behind because of mere progress, and nobody hears of progress that is none.
+                if events.is_empty() && (watcher.sender.capacity() <= 2 || revision <= watcher.after) {
                     return !watcher.sender.is_closed();
                 }
                 watcher.send(WatchBatch { events, revision })
@@ -102,8 +104,27 @@ impl Hub {
         }
     }
 
+    /// Ends the watches that started before `revision`.
+    pub(crate) fn end_before(&mut self, revision: Revision, error: &StoreError) {
+        let watchers = std::mem::take(&mut self.watchers);
+        for (prefix, mut watchers) in watchers {
+            watchers.retain(|watcher| {
+                let stays = watcher.after >= revision;
+                if !stays {
+                    watcher.end(error.clone());
+                }
+                stays
+            });
+            if watchers.is_empty() {
+                self.forget(&prefix);
+            } else {
+                self.watchers.insert(prefix, watchers);
+            }
+        }
+    }
+
     /// Ends all watches.
-    pub(super) fn stop(&mut self, error: &StoreError) {
+    pub(crate) fn stop(&mut self, error: &StoreError) {
         for watcher in self.watchers.values().flatten() {
             watcher.end(error.clone());
         }
