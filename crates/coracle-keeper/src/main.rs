@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         eprintln!("usage: coracle-keeper DIRECTORY, with a listening socket as standard input");
         return ExitCode::FAILURE;
     };
+    forget_signals();
     match take_listener().and_then(|listener| server::Server::new(dir, listener)) {
         Ok(server) => {
             server.run();
@@ -32,6 +33,25 @@ fn main() -> ExitCode {
             eprintln!("coracle-keeper: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Takes every signal as programs expect them, and blocks none. What a daemon ignores stays ignored across
+/// `execve`: a shell starts background jobs deaf to interrupts, `nohup` to hang-ups, and the programs of
+/// containers would be too.
+fn forget_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // The runtime ignores it here, and restores it for what is executed.
+        if signal != libc::SIGPIPE {
+            // SAFETY: no handler runs code. It fails for the signals that cannot be ignored either.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+    // SAFETY: an all-zero `sigset_t` is one of plain numbers, and is initialized before its use.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
 }
 

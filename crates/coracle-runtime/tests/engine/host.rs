@@ -91,7 +91,7 @@ impl Host {
         std::fs::copy("/bin/busybox", image.join("bin/busybox")).expect("busybox-static is installed");
         for applet in [
             "sh", "cat", "echo", "sleep", "true", "false", "id", "ls", "head", "stty", "tail", "mount",
-            "env", "readlink", "hostname", "dd", "mknod", "touch", "tty",
+            "env", "readlink", "hostname", "dd", "mknod", "touch", "tty", "ps", "base64",
         ] {
             symlink("busybox", image.join("bin").join(applet)).unwrap();
         }

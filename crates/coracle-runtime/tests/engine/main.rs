@@ -7,3 +7,4 @@ mod exec;
 mod host;
 mod lifecycle;
 mod restart;
+mod terminal;
