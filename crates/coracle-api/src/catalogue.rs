@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1 as coordination_v1;
 use k8s_openapi::api::core::v1 as core_v1;
 use k8s_openapi::api::events::v1 as events_v1;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions_v1;
 use serde_json::Value;
 
 use crate::field::FieldError;
@@ -474,6 +475,21 @@ static RESOURCES: &[Resource] = &[
             "event",
             "/registry/events",
             &kinds::event::EventsEventStrategy,
+        )
+    },
+    // None can be made yet. kubectl reads the list before it says that it does not know a kind.
+    Resource {
+        group: "apiextensions.k8s.io",
+        short_names: &["crd", "crds"],
+        categories: &["api-extensions"],
+        namespaced: false,
+        verbs: &["get", "list", "watch"],
+        ..core::<apiextensions_v1::CustomResourceDefinition>(
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+            "customresourcedefinition",
+            "/registry/apiextensions.k8s.io/customresourcedefinitions",
+            &kinds::custom_resource_definition::CustomResourceDefinitionStrategy,
         )
     },
     Resource {

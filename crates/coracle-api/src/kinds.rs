@@ -9,6 +9,7 @@ use crate::tree;
 
 pub(crate) mod binding;
 pub(crate) mod config_map;
+pub(crate) mod custom_resource_definition;
 pub(crate) mod endpoints;
 pub(crate) mod event;
 pub(crate) mod lease;

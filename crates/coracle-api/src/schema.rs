@@ -74,6 +74,9 @@ pub(crate) fn graph() -> &'static Graph {
 
 /// The name of the definition of a kind, as `io.k8s.api.core.v1.Pod`.
 pub(crate) fn definition_name(group: &str, version: &str, kind: &str) -> String {
+    if group == "apiextensions.k8s.io" {
+        return format!("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{version}.{kind}");
+    }
     let group = if group.is_empty() { "core" } else { group.split('.').next().unwrap_or_default() };
     format!("io.k8s.api.{group}.{version}.{kind}")
 }

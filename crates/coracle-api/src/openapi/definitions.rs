@@ -107,6 +107,8 @@ fn text_property(name: &str) -> Value {
 /// One definition in a dialect; the names that it refers to are added to `wanted`.
 fn definition(name: &str, raw: &Value, dialect: Dialect, wanted: &mut BTreeSet<String>) -> Value {
     let mut out = raw.as_object().cloned().unwrap_or_default();
+    // Choices between types have no place in v2; upstream says nothing of them in either dialect.
+    out.shift_remove("oneOf");
     if out.remove("x-kubernetes-int-or-string").is_some() {
         int_or_string(name, &mut out, dialect);
     }
