@@ -10,7 +10,8 @@ use anyhow::{Context, bail};
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::Target;
+use crate::cli::{Target, Up};
+use crate::ranges::{self, Range};
 
 /// The name whose cluster gets the well-known ports and log directories.
 pub(crate) const DEFAULT_NAME: &str = "coracle";
@@ -48,6 +49,17 @@ impl Cluster {
             data: target.data_dir.join(&target.name),
             run: target.run_dir.join(&target.name),
         }
+    }
+
+    /// A command line for this cluster, as messages quote it.
+    pub(crate) fn command(&self, command: &str) -> String {
+        let name = if self.name == DEFAULT_NAME { String::new() } else { format!(" --name {}", self.name) };
+        format!("`coracle {command}{name}`")
+    }
+
+    /// Says that the cluster was never started here, and how to start it.
+    pub(crate) fn unknown(&self) -> String {
+        format!("cluster {:?} was never started here: start it with {}", self.name, self.command("up"))
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -128,7 +140,9 @@ impl Cluster {
             wishes.check(&settings)?;
             return Ok(settings);
         }
-        let settings = choose(&self.others()?, wishes, port_is_free, link_exists)?;
+        let machine =
+            Machine { port_is_free: &port_is_free, link_exists: &link_exists, ranges: ranges::of_machine() };
+        let settings = choose(&self.others()?, wishes, &machine)?;
         private_directory(&self.data)?;
         write_private(&self.settings_file(), &serde_json::to_vec_pretty(&settings)?)?;
         Ok(settings)
@@ -201,6 +215,14 @@ pub(crate) struct Wishes {
 }
 
 impl Wishes {
+    pub(crate) fn of(options: &Up) -> Self {
+        Wishes {
+            api_port: options.port,
+            pod_cidr: options.pod_cidr.clone(),
+            service_cidr: options.service_cidr.clone(),
+        }
+    }
+
     /// Settings hold from the first start on: a different wish later is an error, not silently ignored.
     fn check(&self, settings: &Settings) -> anyhow::Result<()> {
         let differs = |flag: &str, wish: String, has: String| {
@@ -222,35 +244,67 @@ impl Wishes {
     }
 }
 
-/// Chooses settings that collide with no other cluster's.
-fn choose(
-    others: &[Settings],
-    wishes: &Wishes,
-    port_is_free: impl Fn(u16) -> bool,
-    link_exists: impl Fn(&str) -> bool,
-) -> anyhow::Result<Settings> {
-    let index = (0..=100)
-        .find(|index| others.iter().all(|other| other.index != *index) && !link_exists(&bridge_name(*index)))
-        .context("there are already 100 clusters on this machine: remove one with `coracle down --purge`")?;
+/// What is taken on this machine by others than clusters under the same directory.
+struct Machine<'a> {
+    port_is_free: &'a dyn Fn(u16) -> bool,
+    link_exists: &'a dyn Fn(&str) -> bool,
+    ranges: Vec<Range>,
+}
+
+/// Chooses settings that collide with no other cluster's, and with nothing else on the machine.
+fn choose(others: &[Settings], wishes: &Wishes, machine: &Machine<'_>) -> anyhow::Result<Settings> {
+    let ranges: Vec<Range> = others
+        .iter()
+        .flat_map(|other| [&other.pod_cidr, &other.service_cidr])
+        .filter_map(|cidr| cidr.parse().ok())
+        .chain(machine.ranges.iter().copied())
+        .collect();
+    let wish = |flag: &str, wish: &Option<String>| {
+        let Some(text) = wish else { return Ok(None) };
+        let range: Range = text.parse().with_context(|| format!("{flag} {text}"))?;
+        match ranges.iter().find(|used| used.overlaps(range)) {
+            Some(used) => bail!("{flag} {text} overlaps {used}, which is in use on this machine"),
+            None => Ok(Some(range)),
+        }
+    };
+    let (pods, services) =
+        (wish("--pod-cidr", &wishes.pod_cidr)?, wish("--service-cidr", &wishes.service_cidr)?);
+    let range_of = |second: u16| -> Option<Range> { format!("10.{second}.0.0/16").parse().ok() };
+    let ranges_of = |index: u8| {
+        let first = 42 + 2 * u16::from(index);
+        Some((pods.or_else(|| range_of(first))?, services.or_else(|| range_of(first + 1))?))
+    };
+    let taken =
+        |range: Range, wish: Option<Range>| wish.is_none() && ranges.iter().any(|r| r.overlaps(range));
+    let mut candidates = (0..=100).filter(|index| {
+        others.iter().all(|other| other.index != *index) && !(machine.link_exists)(&bridge_name(*index))
+    });
+    let (index, pods, services) = candidates
+        .find_map(|index| {
+            let (pod_range, service_range) = ranges_of(index)?;
+            let free = !taken(pod_range, pods) && !taken(service_range, services);
+            free.then_some((index, pod_range, service_range))
+        })
+        .context(
+            "there are already 100 clusters on this machine, or no range is free: remove a cluster with \
+             `coracle down --purge`, or choose a --pod-cidr and a --service-cidr",
+        )?;
+    if services.overlaps(pods) {
+        bail!("--service-cidr {services} overlaps the Pods' range {pods}");
+    }
     let free_port = |first: u16| {
         let taken = |port| others.iter().any(|other| other.api_port == port || other.kubelet_port == port);
-        (first..first + 2000).find(|port| !taken(*port) && port_is_free(*port))
+        (first..first + 2000).find(|port| !taken(*port) && (machine.port_is_free)(*port))
     };
     let api_port = match wishes.api_port {
-        Some(port) if !port_is_free(port) => bail!("port {port} is in use: choose another --port"),
+        Some(port) if !(machine.port_is_free)(port) => bail!("port {port} is in use: choose another --port"),
         Some(port) => port,
         None => {
             free_port(6443 + u16::from(index)).context("no free port for the API server: choose a --port")?
         }
     };
     let kubelet_port = free_port(10250 + u16::from(index)).context("no free port for the node agent")?;
-    let pod_cidr =
-        wishes.pod_cidr.clone().unwrap_or_else(|| format!("10.{}.0.0/16", 42 + 2 * u16::from(index)));
-    let service_cidr =
-        wishes.service_cidr.clone().unwrap_or_else(|| format!("10.{}.0.0/16", 43 + 2 * u16::from(index)));
-    for (flag, cidr) in [("--pod-cidr", &pod_cidr), ("--service-cidr", &service_cidr)] {
-        check_cidr(cidr).with_context(|| format!("{flag} {cidr}"))?;
-    }
+    let (pod_cidr, service_cidr) = (pods.to_string(), services.to_string());
     Ok(Settings { index, api_port, kubelet_port, bridge: bridge_name(index), pod_cidr, service_cidr })
 }
 
@@ -261,20 +315,6 @@ fn bridge_name(index: u8) -> String {
 /// Whether the machine has a network link of this name: one of a cluster under another directory, for example.
 fn link_exists(name: &str) -> bool {
     Path::new("/sys/class/net").join(name).exists()
-}
-
-/// An IPv4 range with room for a /24 for each node, written with its first address.
-fn check_cidr(text: &str) -> anyhow::Result<()> {
-    let (address, length) = text.split_once('/').context("a range looks like 10.42.0.0/16")?;
-    let address: Ipv4Addr = address.parse().context("a range looks like 10.42.0.0/16")?;
-    let length: u32 = length.parse().context("a range looks like 10.42.0.0/16")?;
-    if !(8..=24).contains(&length) {
-        bail!("the prefix length must be from 8 to 24");
-    }
-    if address.to_bits() << length != 0 {
-        bail!("the address has bits set after the prefix");
-    }
-    Ok(())
 }
 
 fn port_is_free(port: u16) -> bool {
@@ -349,17 +389,21 @@ mod tests {
         Cluster::of(&Target { name: name.into(), data_dir: base.join("data"), run_dir: base.join("run") })
     }
 
+    fn machine() -> Machine<'static> {
+        Machine { port_is_free: &|_| true, link_exists: &|_| false, ranges: Vec::new() }
+    }
+
     #[test]
     fn clusters_side_by_side_share_nothing() {
-        let first = choose(&[], &Wishes::default(), |_| true, |_| false).unwrap();
+        let first = choose(&[], &Wishes::default(), &machine()).unwrap();
         assert_eq!((first.api_port, first.kubelet_port, first.index), (6443, 10250, 0));
         assert_eq!((first.pod_cidr.as_str(), first.service_cidr.as_str()), ("10.42.0.0/16", "10.43.0.0/16"));
-        let second =
-            choose(std::slice::from_ref(&first), &Wishes::default(), |port| port != 6444, |_| false).unwrap();
+        let busy = Machine { port_is_free: &|port| port != 6444, ..machine() };
+        let second = choose(std::slice::from_ref(&first), &Wishes::default(), &busy).unwrap();
         assert_eq!((second.api_port, second.kubelet_port, second.index), (6445, 10251, 1));
         assert_ne!(second.bridge, first.bridge);
         assert_ne!(second.pod_cidr, first.pod_cidr);
-        let third = choose(&[second], &Wishes::default(), |_| true, |_| false).unwrap();
+        let third = choose(&[second], &Wishes::default(), &machine()).unwrap();
         assert_eq!(third.index, 0, "a number that became free is used again");
     }
 
@@ -376,10 +420,34 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_cannot_work_are_refused() {
-        for bad in ["10.42.0.0", "10.42.0.0/33", "10.42.0.1/16", "x/16", "10.42.0.0/28", "fd00::/64"] {
-            assert!(check_cidr(bad).is_err(), "{bad}");
-        }
+    fn ranges_are_chosen_around_those_in_use_and_wishes_for_them_are_refused() {
+        let first = choose(&[], &Wishes::default(), &machine()).unwrap();
+        let home = Machine { ranges: vec!["10.42.3.0/24".parse().unwrap()], ..machine() };
+        let around = choose(&[], &Wishes::default(), &home).unwrap();
+        assert_eq!(
+            (around.index, around.pod_cidr.as_str(), around.service_cidr.as_str()),
+            (1, "10.44.0.0/16", "10.45.0.0/16")
+        );
+        let refused = |others: &[Settings], machine: &Machine<'_>, pod: &str| {
+            let wishes = Wishes { pod_cidr: Some(pod.into()), ..Wishes::default() };
+            format!("{:#}", choose(others, &wishes, machine).unwrap_err())
+        };
+        assert_eq!(
+            refused(&[], &home, "10.42.0.0/16"),
+            "--pod-cidr 10.42.0.0/16 overlaps 10.42.3.0/24, which is in use on this machine"
+        );
+        assert_eq!(
+            refused(&[first], &machine(), "10.43.9.0/24"),
+            "--pod-cidr 10.43.9.0/24 overlaps 10.43.0.0/16, which is in use on this machine"
+        );
+        assert_eq!(refused(&[], &machine(), "x"), "--pod-cidr x: a range looks like 10.42.0.0/16");
+        let both = Wishes {
+            pod_cidr: Some("10.9.0.0/16".into()),
+            service_cidr: Some("10.9.1.0/24".into()),
+            ..Wishes::default()
+        };
+        let message = choose(&[], &both, &machine()).unwrap_err().to_string();
+        assert_eq!(message, "--service-cidr 10.9.1.0/24 overlaps the Pods' range 10.9.0.0/16");
     }
 
     #[test]

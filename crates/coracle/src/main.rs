@@ -5,6 +5,7 @@ mod cluster;
 mod commands;
 mod daemon;
 mod output;
+mod ranges;
 
 use std::process::ExitCode;
 

@@ -9,9 +9,22 @@ pub(crate) fn error(error: &anyhow::Error) {
     let mut stderr = std::io::stderr().lock();
     let label = paint(stderr.is_terminal(), "1;31", "error:");
     let _ = writeln!(stderr, "{label} {error}");
-    for cause in error.chain().skip(1) {
+    for cause in causes(error) {
         let _ = writeln!(stderr, "  because: {cause}");
     }
+}
+
+/// The causes of an error, but for those that the line before ends with.
+fn causes(error: &anyhow::Error) -> Vec<String> {
+    let mut said = error.to_string();
+    let mut causes = Vec::new();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !said.ends_with(&cause) {
+            causes.push(cause.clone());
+        }
+        said = cause;
+    }
+    causes
 }
 
 /// Prints one line of progress, with the time since the start of the work.
@@ -59,6 +72,13 @@ fn paint(terminal: bool, code: &str, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let error =
+            anyhow::anyhow!("no such file").context("cannot open x: no such file").context("cannot import x");
+        assert_eq!(causes(&error), ["cannot open x: no such file"]);
+    }
 
     #[test]
     fn columns_align_under_their_header() {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use coracle_clock::Clock;
 use coracle_cri::{Image, ImageService};
 use coracle_runtime::image::ImageStore;
@@ -12,7 +12,12 @@ use crate::cluster::{Cluster, private_directory};
 use crate::{daemon, output};
 
 pub(crate) fn run(cluster: &Cluster, command: Command) -> anyhow::Result<ExitCode> {
-    private_directory(&cluster.data)?;
+    // Images may be imported before the first start; there is nothing else to do with a cluster that is not here.
+    match command {
+        Command::Import { .. } => private_directory(&cluster.data)?,
+        Command::Ls { .. } | Command::Rm { .. } if !cluster.exists() => bail!(cluster.unknown()),
+        Command::Ls { .. } | Command::Rm { .. } => {}
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let store = daemon::open_images(cluster)?;

@@ -13,7 +13,7 @@ pub(crate) fn run(cluster: &Cluster, path_only: bool) -> anyhow::Result<ExitCode
         Ok(_) if path_only => output::result(path.display()),
         Ok(text) => output::result(text.trim_end()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            bail!("cluster {:?} was never started here: start it with `coracle up`", cluster.name)
+            bail!(cluster.unknown())
         }
         Err(error) => bail!("cannot read {}: {error}; it belongs to root", path.display()),
     }

@@ -50,7 +50,8 @@ pub(crate) fn run(cluster: &Cluster, form: Form) -> anyhow::Result<ExitCode> {
     let status = look(cluster)?;
     match form {
         Form::Json => output::result(serde_json::to_string_pretty(&status)?),
-        Form::Text => output::result(text(&status)),
+        Form::Text if cluster.exists() => output::result(text(&status, &cluster.command("up"))),
+        Form::Text => output::result(cluster.unknown()),
     }
     Ok(if status.running { ExitCode::SUCCESS } else { ExitCode::from(STOPPED) })
 }
@@ -112,10 +113,10 @@ fn resident_megabytes(pid: i32) -> Option<u64> {
     Some(line.split_whitespace().next()?.parse::<u64>().ok()? / 1024)
 }
 
-fn text(status: &Status) -> String {
+fn text(status: &Status, start: &str) -> String {
     let mut lines = vec![match status.process {
         Some(pid) => format!("cluster {:?} is running (process {pid})", status.name),
-        None => format!("cluster {:?} is stopped; start it with `coracle up`", status.name),
+        None => format!("cluster {:?} is stopped; start it with {start}", status.name),
     }];
     let mut row = |name: &str, value: String| lines.push(format!("  {name:<11} {value}"));
     if let (true, Some(server)) = (status.running, &status.server) {

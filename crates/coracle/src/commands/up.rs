@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use coracle_clock::Clock;
 
 use crate::cli::{Target, Up};
-use crate::cluster::{Cluster, private_directory};
+use crate::cluster::{Cluster, Wishes, private_directory};
 use crate::daemon::READY_LINE;
 use crate::output;
 
@@ -23,6 +23,8 @@ pub(crate) fn run(cluster: &Cluster, options: &Up, target: &Target) -> anyhow::R
     if !nix::unistd::geteuid().is_root() {
         bail!("a cluster needs root (namespaces, cgroups, mounts): run `sudo coracle up`");
     }
+    // What the command line asks for is judged before anything is started or left behind.
+    cluster.settings_or_choose(&Wishes::of(options))?;
     if let Some(pid) = cluster.running()? {
         output::note(format_args!("cluster {:?} is already running (process {pid})", cluster.name));
         next_steps(cluster);
@@ -46,9 +48,10 @@ pub(crate) fn run(cluster: &Cluster, options: &Up, target: &Target) -> anyhow::R
             }
             Err(RecvTimeoutError::Timeout) => bail!(
                 "the node is not Ready after {} s; the cluster keeps trying in the background, see {} \
-                 and `coracle status`",
+                 and {}",
                 options.timeout,
-                cluster.log().display()
+                cluster.log().display(),
+                cluster.command("status")
             ),
         }
     }

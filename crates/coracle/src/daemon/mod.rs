@@ -30,12 +30,7 @@ pub(crate) fn run(cluster: &Cluster, options: &Up) -> anyhow::Result<ExitCode> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
-    let wishes = Wishes {
-        api_port: options.port,
-        pod_cidr: options.pod_cidr.clone(),
-        service_cidr: options.service_cidr.clone(),
-    };
-    let settings = cluster.settings_or_choose(&wishes)?;
+    let settings = cluster.settings_or_choose(&Wishes::of(options))?;
     let lock = cluster.lock()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)

@@ -72,6 +72,8 @@ fn a_stopped_cluster_comes_back_with_its_objects() {
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/one", "--timeout=30s"]);
     let status = cluster.must(&["status"]);
     assert!(status.contains("running"), "{status}");
+    let other_port = cluster.coracle(&["up", "--port", "1"]);
+    assert!(String::from_utf8_lossy(&other_port.stderr).contains("--port 1 differs from"), "{other_port:?}");
     cluster.must(&["down"]);
     let status = cluster.coracle(&["status"]);
     assert_eq!(status.status.code(), Some(3), "a stopped cluster has an exit code of its own");
@@ -118,12 +120,17 @@ fn mistakes_say_what_to_do() {
         assert!(!output.status.success(), "coracle {arguments:?}");
         String::from_utf8(output.stderr).unwrap()
     };
-    assert!(message(&["kubeconfig"]).contains("start it with `coracle up`"));
+    for arguments in [&["kubeconfig"][..], &["image", "ls"], &["image", "rm", "a:1"]] {
+        let message = message(arguments);
+        let start = format!("was never started here: start it with `coracle up --name {}`", cluster.name());
+        assert!(message.contains(&start), "{arguments:?}: {message}");
+    }
+    assert!(!cluster.data().exists(), "asking leaves nothing behind");
     assert!(message(&["image", "import", "/no/such/file"]).contains("/no/such/file"));
     let output =
         Command::new(env!("CARGO_BIN_EXE_coracle")).args(["--name", "..", "status"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("lower-case letters"), "{output:?}");
-    assert!(message(&["up", "--pod-cidr", "10.0.0.1/33"]).contains("--pod-cidr"));
+    assert!(message(&["up", "--pod-cidr", "10.0.0.1/33"]).starts_with("error: --pod-cidr 10.0.0.1/33"));
     let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     assert!(message(&["up", "--port", &port]).contains("is in use"));

@@ -127,6 +127,20 @@ fn mistakes_get_upstreams_answers() {
     assert!(message.contains("Error from server (AlreadyExists)"), "{message}");
     let message = cluster.kubectl_fails(&["get", "nothings"], "");
     assert!(message.contains("the server doesn't have a resource type \"nothings\""), "{message}");
+    for (version, _) in BOTH {
+        // For both, kubectl reads the OpenAPI document in protobuf, and the list of custom kinds.
+        let list =
+            "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}]";
+        let applied = cluster.kubectl_with(version, &["apply", "-f", "-"], list);
+        assert!(applied.starts_with("configmap/a "), "{applied}");
+        for (kind, api_version) in [("Podd", "v1"), ("Deployment", "apps/v1")] {
+            let manifest = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: a}}");
+            let output = cluster.run_kubectl(version, &["apply", "-f", "-"], &manifest);
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            let expected = format!("no matches for kind \"{kind}\" in version \"{api_version}\"");
+            assert!(message.contains(&expected), "{message}");
+        }
+    }
     let message = cluster.kubectl_fails(&["logs", "absent"], "");
     assert!(message.contains("pods \"absent\" not found"), "{message}");
 }
