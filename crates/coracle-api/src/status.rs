@@ -359,6 +359,12 @@ impl Status {
         Self::failure(503, Reason::ServiceUnavailable, message)
     }
 
+    /// 500 without a reason: what upstream answers when its store says something that it has no word for.
+    #[must_use]
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::failure(500, Reason::Unknown, message)
+    }
+
     /// 500. `cause` is shown to the client: pass words, not an error with paths in it.
     #[must_use]
     pub fn internal(cause: &str) -> Self {

@@ -58,6 +58,21 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
 
 /// Makes again what is deleted, until the server ends.
 pub(crate) async fn keep(core: Arc<Core>) {
+    let draining = core.draining.clone();
+    coracle_clock::select! {
+        () = draining.cancelled() => {}
+        () = async {
+            loop {
+                // It ends when changes may have been missed, or with the hub.
+                watch_and_restore(&core).await;
+                core.clock.sleep(RETRY).await;
+                restore(&core).await;
+            }
+        } => {}
+    }
+}
+
+async fn watch_and_restore(core: &Arc<Core>) {
     let mut kept = Vec::new();
     for (plural, namespace, names) in [
         ("namespaces", "", &NAMESPACES[..]),
@@ -74,7 +89,6 @@ pub(crate) async fn keep(core: Arc<Core>) {
     let [(namespaces, a), (services, b), (endpoints, c)] = kept.as_mut_slice() else { return };
     loop {
         let missing = coracle_clock::select! {
-            () = core.draining.cancelled() => return,
             missing = deleted(namespaces, a) => missing,
             missing = deleted(services, b) => missing,
             missing = deleted(endpoints, c) => missing,
@@ -82,13 +96,14 @@ pub(crate) async fn keep(core: Arc<Core>) {
         if missing.is_err() {
             return;
         }
-        while let Err(error) = run(&core).await {
-            tracing::warn!(%error, "could not restore what every cluster has");
-            coracle_clock::select! {
-                () = core.draining.cancelled() => return,
-                () = core.clock.sleep(RETRY) => {}
-            }
-        }
+        restore(core).await;
+    }
+}
+
+async fn restore(core: &Arc<Core>) {
+    while let Err(error) = run(core).await {
+        tracing::warn!(%error, "could not restore what every cluster has");
+        core.clock.sleep(RETRY).await;
     }
 }
 

@@ -53,10 +53,12 @@ pub(crate) async fn expire(core: Arc<Core>) {
             }
             Ok(None) => {
                 let after = core.hub.progress();
-                let Ok(mut watcher) = core.hub.watch(row.storage_prefix, after).await else { return };
-                coracle_clock::select! {
-                    () = core.draining.cancelled() => return,
-                    news = watcher.next() => if news.is_err() { return },
+                // Whatever ends the watch is a reason to look again as well.
+                if let Ok(mut watcher) = core.hub.watch(row.storage_prefix, after).await {
+                    coracle_clock::select! {
+                        () = core.draining.cancelled() => return,
+                        _ = watcher.next() => {}
+                    }
                 }
                 PACE
             }

@@ -1,6 +1,7 @@
 //! /livez, /readyz and /healthz, with a path per check.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http::{Response, StatusCode};
 
@@ -8,12 +9,16 @@ use crate::body::Body;
 use crate::request::Query;
 use crate::server::{Core, plain};
 
-/// The checks behind an endpoint, in the order in which they are shown.
+/// How long the store may take to answer: upstream's limit.
+const STORE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The checks behind an endpoint, in the order in which they are shown. The store's has upstream's
+/// name, whichever engine it is.
 fn checks(endpoint: &str) -> &'static [&'static str] {
     match endpoint {
         "livez" => &["ping"],
-        "readyz" => &["ping", "store", "poststarthook/bootstrap", "shutdown"],
-        _ => &["ping", "store", "poststarthook/bootstrap"],
+        "readyz" => &["ping", "etcd", "poststarthook/bootstrap", "shutdown"],
+        _ => &["ping", "etcd", "poststarthook/bootstrap"],
     }
 }
 
@@ -58,9 +63,9 @@ impl Core {
 
     async fn check(&self, name: &str) -> Result<(), &'static str> {
         match name {
-            "store" => match self.store.revision().await {
-                Ok(_) => Ok(()),
-                Err(_) => Err("the store does not answer"),
+            "etcd" => match self.clock.timeout(STORE_LIMIT, self.store.revision()).await {
+                Some(Ok(_)) => Ok(()),
+                Some(Err(_)) | None => Err("the store does not answer"),
             },
             "poststarthook/bootstrap"
                 if !self.ready.load(Ordering::Acquire) && !self.draining.is_cancelled() =>

@@ -12,8 +12,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_clock::Clock;
 use coracle_store::{EventKind, Revision, Store, StoreError, StoreResult, WatchBatch, WatchStream};
 use tokio::sync::watch;
 
@@ -23,6 +25,9 @@ use crate::object;
 const RING_EVENTS: usize = 4096;
 /// Bytes of events kept per prefix, old and new values together.
 const RING_BYTES: usize = 16 << 20;
+
+/// A pause before a store that does not answer is asked again.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// What a watcher sees of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,6 +132,12 @@ impl Feed {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Forgets everything up to `begin`.
+    fn begin_again(&self, begin: Revision) {
+        let mut ring = self.ring();
+        *ring = Ring { events: VecDeque::new(), bytes: 0, floor: begin };
+    }
+
     fn push(&self, event: Arc<Event>) {
         let mut ring = self.ring();
         ring.bytes += event.size();
@@ -164,6 +175,7 @@ pub enum WatchEnd {
 /// The hub.
 pub struct Hub {
     store: Arc<dyn Store>,
+    clock: Clock,
     feeds: BTreeMap<&'static str, Arc<Feed>>,
     progress: Arc<AtomicU64>,
     closed: watch::Sender<bool>,
@@ -177,12 +189,14 @@ impl std::fmt::Debug for Hub {
 
 impl Hub {
     /// A hub over `store` for the given storage prefixes (as `/registry/pods`); `root` is a prefix of all of them.
-    /// The future that comes with it feeds the hub and ends only with the store's watch.
+    /// The future that comes with it feeds the hub, through every absence of the store, and ends only when the store
+    /// has stopped.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub async fn start(
         store: Arc<dyn Store>,
+        clock: Clock,
         root: &'static str,
         prefixes: Vec<&'static str>,
     ) -> StoreResult<(Arc<Hub>, impl Future<Output = StoreError> + Send + use<>)> {
@@ -195,6 +209,7 @@ impl Hub {
         let feeds = prefixes.into_iter().map(|prefix| (prefix, feed())).collect();
         let hub = Arc::new(Hub {
             store,
+            clock,
             feeds,
             progress: Arc::new(AtomicU64::new(begin.0)),
             closed: watch::Sender::new(false),
@@ -209,20 +224,57 @@ impl Hub {
 
     async fn follow(&self, mut stream: WatchStream, root: &'static str) -> StoreError {
         loop {
-            match stream.recv().await {
-                Some(Ok(batch)) => self.publish(batch),
-                Some(Err(StoreError::Lagging)) | None => {
-                    // Resuming after what was published keeps the stream gapless; if that history is gone, only
-                    // closing every watch is honest.
-                    let after = self.progress();
-                    match self.store.watch(Bytes::from_static(root.as_bytes()), Some(after)).await {
-                        Ok(again) => stream = again,
-                        Err(error) => return error,
-                    }
+            let error = match stream.recv().await {
+                Some(Ok(batch)) => {
+                    self.publish(batch);
+                    continue;
                 }
-                Some(Err(error)) => return error,
+                Some(Err(error)) => error,
+                None => StoreError::Lagging,
+            };
+            stream = match self.resume(error, root).await {
+                Ok(again) => again,
+                Err(error) => return error,
+            };
+        }
+    }
+
+    /// A watch that goes on where the last one ended because of `error`.
+    async fn resume(&self, mut error: StoreError, root: &'static str) -> StoreResult<WatchStream> {
+        let root = Bytes::from_static(root.as_bytes());
+        loop {
+            let resumed = match error {
+                // Resuming after what was published keeps the stream gapless.
+                StoreError::Lagging | StoreError::Unavailable(_) => {
+                    self.store.watch(root.clone(), Some(self.progress())).await
+                }
+                // What happened in between is gone: whoever has not seen it must look anew.
+                StoreError::Compacted { .. } => self.begin_again(&root).await,
+                fatal => return Err(fatal),
+            };
+            error = match resumed {
+                Ok(stream) => return Ok(stream),
+                Err(error) => error,
+            };
+            if matches!(error, StoreError::Unavailable(_)) {
+                self.clock.sleep(RETRY).await;
             }
         }
+    }
+
+    /// Goes on at the newest revision; every watcher that is behind it is told that it is too old.
+    async fn begin_again(&self, root: &Bytes) -> StoreResult<WatchStream> {
+        let begin = self.store.revision().await?;
+        let stream = self.store.watch(root.clone(), Some(begin)).await?;
+        tracing::warn!(%begin, after = %self.progress(), "changes were missed; watches begin again");
+        for feed in self.feeds.values() {
+            feed.begin_again(begin);
+        }
+        self.progress.fetch_max(begin.0, Ordering::Release);
+        for feed in self.feeds.values() {
+            feed.newest.send_replace(begin);
+        }
+        Ok(stream)
     }
 
     fn publish(&self, batch: WatchBatch) {

@@ -104,7 +104,8 @@ pub(crate) fn store_failed(error: &StoreError) -> Status {
         StoreError::Future { requested, current } => crate::read::too_large_revision(*requested, *current),
         StoreError::Lagging | StoreError::Unavailable(_) => {
             tracing::warn!(%error, "store unavailable");
-            Status::unavailable("the store is unavailable, please try again")
+            // Why is in the log: the client cannot do anything about it. The words are etcd's own.
+            Status::unknown("etcdserver: request timed out")
         }
         StoreError::Invalid(_) => {
             tracing::error!(%error, "malformed request to the store");
@@ -133,7 +134,7 @@ impl ApiServer {
             catalogue::resources().iter().map(|row| row.storage_prefix).collect();
         prefixes.sort_unstable();
         prefixes.dedup();
-        let (hub, feeder) = Hub::start(Arc::clone(&store), ROOT, prefixes).await?;
+        let (hub, feeder) = Hub::start(Arc::clone(&store), clock.clone(), ROOT, prefixes).await?;
         let core = Arc::new(Core {
             store,
             hub,

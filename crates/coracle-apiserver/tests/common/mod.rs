@@ -35,6 +35,11 @@ impl World {
 
     /// A cluster on the disk `files`.
     pub async fn on(files: SimFs) -> Self {
+        Self::behind(files, |store| store).await
+    }
+
+    /// A cluster on the disk `files`, whose server has what `wrap` makes of the store.
+    pub async fn behind(files: SimFs, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
         let clock = Clock::starting_at("2030-01-01T12:00:00Z".parse().unwrap());
         let options = Options { execution: Execution::Tasks, ..Options::default() };
         let (store, _) = EmbeddedStore::open(Arc::new(files), clock.clone(), options).unwrap();
@@ -45,7 +50,7 @@ impl World {
         };
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let engine: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&store);
-        let server = ApiServer::start(config, engine, clock.clone(), ids).await.unwrap();
+        let server = ApiServer::start(config, wrap(engine), clock.clone(), ids).await.unwrap();
         World { server, store, clock }
     }
 
