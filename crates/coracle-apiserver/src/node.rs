@@ -17,13 +17,14 @@ use crate::server::{Core, store_failed};
 
 impl Core {
     /// Checks a request of a node agent that the policy lets through against the objects it is about.
+    /// That Secrets and ConfigMaps are asked for in one namespace is the policy's to see.
     pub(crate) async fn authorize_node(&self, node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
         let path = attributes.path;
         let Some(namespace) = path.namespace.as_deref() else { return Ok(()) };
         if !path.group.is_empty() {
             return Ok(());
         }
-        let name = path.name.clone().or_else(|| selected_name(attributes.field_selector));
+        let name = path.name.clone().or_else(|| attributes.selected("metadata.name"));
         let unrelated = || {
             let why = format!("no relationship found between node '{node}' and this object");
             Err(policy::denied(attributes, &why))
@@ -87,12 +88,6 @@ impl Core {
         }
         Ok(false)
     }
-}
-
-fn selected_name(field_selector: &str) -> Option<String> {
-    field_selector.split(',').filter_map(|term| term.split_once('=')).find_map(|(field, value)| {
-        (field.trim() == "metadata.name").then(|| value.trim_start_matches('=').trim().to_owned())
-    })
 }
 
 fn is_bound_to(pod: &Value, node: &str) -> bool {

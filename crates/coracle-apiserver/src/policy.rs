@@ -5,6 +5,8 @@
 //! cannot say (a Pod that is bound to this node, a Secret that such a Pod uses) is checked by [`crate::node`]
 //! against the objects themselves.
 
+use coracle_api::catalogue;
+use coracle_api::selector::FieldSelector;
 use coracle_api::status::{Attempt, Denied, Status};
 
 use crate::auth::{SYSTEM_AUTHENTICATED, SYSTEM_MASTERS, UserInfo};
@@ -109,6 +111,15 @@ pub(crate) struct Attributes<'a> {
     pub(crate) field_selector: &'a str,
 }
 
+impl Attributes<'_> {
+    /// The value that the field selector asks of `field`, read as the handler will read it.
+    pub(crate) fn selected(&self, field: &str) -> Option<String> {
+        let row = catalogue::find(&self.path.group, &self.path.version, &self.path.resource)?;
+        let selector = FieldSelector::parse(self.field_selector, row).ok()?;
+        selector.exact(field).map(str::to_owned)
+    }
+}
+
 /// Decides about a request for a resource.
 pub(crate) fn authorize(attributes: &Attributes<'_>) -> Result<(), Status> {
     let Attributes { user, verb, path, .. } = *attributes;
@@ -136,23 +147,22 @@ pub(crate) fn authorize(attributes: &Attributes<'_>) -> Result<(), Status> {
 
 /// Narrows what a node agent may do to its own objects, as far as the request itself shows them.
 fn node_scope(attributes: &Attributes<'_>, node: &str) -> Result<(), &'static str> {
-    let Attributes { verb, path, field_selector, .. } = *attributes;
-    let selects = |field: &str, value: Option<&str>| {
-        field_selector.split(',').filter_map(|term| term.split_once('=')).any(|(key, is)| {
-            key.trim() == field && value.is_none_or(|value| value == is.trim_start_matches('=').trim())
-        })
-    };
+    let Attributes { verb, path, .. } = *attributes;
+    let selects = |field: &str, value: &str| attributes.selected(field).is_some_and(|is| is == value);
     let named = path.name.as_deref();
     let collection = matches!(verb, Verb::List | Verb::Watch);
     match path.resource.as_str() {
-        "nodes" if collection && !selects("metadata.name", Some(node)) => {
+        "nodes" if collection && !selects("metadata.name", node) => {
             Err("can only list/watch its own Node, by field selector metadata.name")
         }
         "nodes" if named.is_some_and(|name| name != node) => Err("can only access its own Node"),
-        "pods" if collection && !selects("spec.nodeName", Some(node)) => {
+        "pods" if collection && !selects("spec.nodeName", node) => {
             Err("can only list/watch pods with spec.nodeName field selector")
         }
-        "configmaps" | "secrets" if collection && !selects("metadata.name", None) => {
+        "configmaps" | "secrets" if path.namespace.is_none() => {
+            Err("can only read namespaced object of this type")
+        }
+        "configmaps" | "secrets" if collection && attributes.selected("metadata.name").is_none() => {
             Err("No Object name found")
         }
         "leases" if path.namespace.as_deref() != Some("kube-node-lease") => {
@@ -249,6 +259,11 @@ mod tests {
             (&node, "GET", "/api/v1/pods?watch=1&fieldSelector=spec.nodeName%3Dn1", true),
             (&node, "GET", "/api/v1/pods?watch=1&fieldSelector=spec.nodeName%3Dn2", false),
             (&node, "GET", "/api/v1/secrets", false),
+            (&node, "GET", "/api/v1/secrets?fieldSelector=metadata.name%3Ds", false),
+            (&node, "GET", "/api/v1/configmaps?watch=1&fieldSelector=metadata.name%3Ds", false),
+            (&node, "GET", "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name%3Ds", true),
+            (&node, "GET", "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name!%3Ds", false),
+            (&node, "GET", "/api/v1/namespaces/a/secrets", false),
             (&node, "POST", "/api/v1/namespaces/default/pods/p/binding", false),
             (&node, "PUT", lease, true),
             (&node, "PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n2", false),

@@ -542,6 +542,12 @@ async fn only_members_may_and_nodes_see_only_what_is_theirs() {
     node.get(&format!("{secrets}/used")).await.expect(200);
     let refused = node.get(&format!("{secrets}/unused")).await.message(403);
     assert!(refused.ends_with("no relationship found between node 'n1' and this object"), "{refused}");
+    for (name, code) in [("used", 200), ("unused", 403)] {
+        node.get(&format!("{secrets}?fieldSelector=metadata.name%3D{name}")).await.expect(code);
+        let everywhere = node.get(&format!("/api/v1/secrets?fieldSelector=metadata.name%3D{name}")).await;
+        let refused = everywhere.message(403);
+        assert!(refused.ends_with("can only read namespaced object of this type"), "{refused}");
+    }
     node.get(&format!("{PODS}/mine")).await.expect(200);
     node.get(&format!("{PODS}/other")).await.expect(403);
     let status = json!({ "status": { "phase": "Running" } });

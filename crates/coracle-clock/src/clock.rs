@@ -75,6 +75,13 @@ impl Clock {
     }
 }
 
+/// `at` plus `by`, at most the last moment that a [`Timestamp`] can be: for durations that a user may have chosen.
+#[must_use]
+pub fn later(at: Timestamp, by: SignedDuration) -> Timestamp {
+    let limit = if by.is_negative() { Timestamp::MIN } else { Timestamp::MAX };
+    at.checked_add(by).unwrap_or(limit)
+}
+
 fn instant() -> tokio::time::Instant {
     #[allow(clippy::disallowed_methods, reason = "the one place that reads the monotonic clock")]
     tokio::time::Instant::now()
@@ -95,6 +102,14 @@ mod tests {
         assert_eq!(clock.elapsed(), Duration::from_secs(24 * 3600));
         clock.sleep_until(epoch).await;
         assert_eq!(clock.elapsed(), Duration::from_secs(24 * 3600), "a deadline in the past does not wait");
+    }
+
+    #[test]
+    fn what_is_added_ends_at_the_last_moment() {
+        let second = SignedDuration::from_secs(1);
+        assert_eq!(later(Timestamp::UNIX_EPOCH, second).as_second(), 1);
+        assert_eq!(later(Timestamp::UNIX_EPOCH, SignedDuration::MAX), Timestamp::MAX);
+        assert_eq!(later(Timestamp::UNIX_EPOCH, SignedDuration::MIN), Timestamp::MIN);
     }
 
     #[tokio::test(start_paused = true)]

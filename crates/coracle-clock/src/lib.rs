@@ -11,7 +11,7 @@ mod clock;
 mod ids;
 mod rng;
 
-pub use clock::Clock;
+pub use clock::{Clock, later};
 pub use ids::{Ids, name_suffix};
 pub use rng::Rng;
 

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 
 use crate::pod::inputs::Rejection;
 use crate::pod::phase::Phase;
-use crate::spec::resources::{milli, request, whole};
+use crate::spec::resources::{self, milli, whole};
 
 /// Decides whether `pod` fits beside `admitted`. Pods that have ended take up nothing.
 ///
@@ -74,10 +74,10 @@ fn check_resources(spec: &PodSpec, node: &Node, others: &[&PodSpec]) -> Result<(
         if requested == 0 {
             continue;
         }
-        let used = others.iter().map(|other| pod_request(other, resource)).sum::<i64>();
+        let used = others.iter().fold(0, |sum: i64, other| sum.saturating_add(pod_request(other, resource)));
         let read = if resource == "cpu" { milli } else { whole };
         let capacity = read(allocatable, resource).unwrap_or(0);
-        if requested > capacity - used {
+        if requested > capacity.saturating_sub(used) {
             return Err(short(resource, requested, used, capacity));
         }
     }
@@ -86,8 +86,7 @@ fn check_resources(spec: &PodSpec, node: &Node, others: &[&PodSpec]) -> Result<(
 
 fn pod_request(spec: &PodSpec, resource: &str) -> i64 {
     let read = if resource == "cpu" { milli } else { whole };
-    spec.containers.iter().map(|c| request(c, resource)).sum::<i64>()
-        + read(spec.overhead.as_ref(), resource).unwrap_or(0)
+    resources::pod_request(spec, resource).saturating_add(read(spec.overhead.as_ref(), resource).unwrap_or(0))
 }
 
 fn matches_node(spec: &PodSpec, node: &Node) -> bool {
@@ -211,6 +210,12 @@ mod tests {
                     .to_owned()
             )
         );
+        let huge = cpu("9e15");
+        assert_eq!(refused(&cpu("2"), &node(), &[&huge]).0, "OutOfcpu");
+        let mut node_of_many = node();
+        node_of_many.status =
+            Some(serde_json::from_value(json!({"allocatable": {"cpu": "4", "pods": "9"}})).unwrap());
+        assert_eq!(refused(&huge, &node_of_many, &[&huge, &huge]).0, "OutOfcpu");
         let mut done = cpu("3");
         done.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
         assert_eq!(admit(&cpu("2"), &node(), &[&done]), Ok(()));

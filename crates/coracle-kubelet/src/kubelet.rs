@@ -4,12 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coracle_client::{EventRecorder, Informer, ListOptions, ObjectKey, uid_of};
 use coracle_clock::{Clock, Rng};
 use coracle_cri::{ContainerEvent, ImageService, PodSandboxFilter, RuntimeService};
+use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -190,9 +192,26 @@ struct NodeCore {
     context: Arc<Context>,
     /// By Pod UID.
     workers: BTreeMap<String, WorkerHandle>,
-    running: JoinSet<String>,
+    running: JoinSet<Ended>,
     /// UIDs of Pods that this node has refused: they take up nothing.
     rejected: BTreeSet<String>,
+}
+
+/// How the work on one Pod came to its end.
+#[derive(Debug, PartialEq, Eq)]
+struct Ended {
+    uid: String,
+    panicked: bool,
+}
+
+/// Does the work on one Pod. A panic is its end, but not before a pause: it may well repeat.
+async fn supervised(uid: String, clock: Clock, work: impl Future<Output = ()>) -> Ended {
+    let panicked = AssertUnwindSafe(work).catch_unwind().await.is_err();
+    if panicked {
+        error!(uid, "the work on a pod panicked and begins anew");
+        clock.sleep(RETRY).await;
+    }
+    Ended { uid, panicked }
 }
 
 impl NodeCore {
@@ -211,9 +230,16 @@ impl NodeCore {
         self.remove_orphans().await;
         let mut pod_changes = context.pods.subscribe();
         let mut network = context.network.subscribe();
+        let mut next_resync = context.clock.elapsed() + RESYNC;
         loop {
+            let until_resync = next_resync.saturating_sub(context.clock.elapsed());
             coracle_clock::select! {
-                Some(ended) = self.running.join_next() => self.worker_ended(ended),
+                () = context.clock.sleep(until_resync) => {
+                    next_resync = context.clock.elapsed() + RESYNC;
+                    self.remove_orphans().await;
+                    self.wake_all();
+                }
+                Some(ended) = self.running.join_next() => self.worker_ended(ended).await,
                 Ok(()) = network.changed() => self.wake_all(),
                 changed = pod_changes.changed() => match changed {
                     Some(keys) => self.pods_changed(&keys),
@@ -225,10 +251,6 @@ impl NodeCore {
                         runtime_events = self.runtime_events().await;
                         self.wake_all();
                     }
-                },
-                () = context.clock.sleep(RESYNC) => {
-                    self.remove_orphans().await;
-                    self.wake_all();
                 }
             }
         }
@@ -258,15 +280,25 @@ impl NodeCore {
         }
     }
 
-    fn worker_ended(&mut self, ended: Result<String, tokio::task::JoinError>) {
-        match ended {
-            Ok(uid) => {
-                self.workers.remove(&uid);
-                self.rejected.remove(&uid);
-                self.context.statuses().remove(&uid);
+    async fn worker_ended(&mut self, ended: Result<Ended, tokio::task::JoinError>) {
+        let ended = match ended {
+            Ok(ended) => ended,
+            // Panics are caught: what is left is the end of the runtime.
+            Err(why) => {
+                warn!(error = %why, "a pod's worker was cancelled");
+                return;
             }
-            // A worker catches its own panics; what is left is the end of the runtime.
-            Err(why) => warn!(error = %why, "a pod's worker ended by itself"),
+        };
+        self.workers.remove(&ended.uid);
+        self.rejected.remove(&ended.uid);
+        if !ended.panicked {
+            self.context.statuses().remove(&ended.uid);
+            return;
+        }
+        // A worker holds no truth: the next one finds everything again.
+        match self.context.pods.list().into_iter().find(|pod| uid_of(&**pod) == ended.uid) {
+            Some(pod) => self.start_worker(pod),
+            None => self.remove_orphans().await,
         }
     }
 
@@ -298,8 +330,8 @@ impl NodeCore {
             self.rejected.insert(uid.clone());
         }
         let worker = Worker::new(self.context.clone(), pod, rejection);
-        self.workers.insert(uid, worker.handle());
-        self.running.spawn(worker.run());
+        self.workers.insert(uid.clone(), worker.handle());
+        self.running.spawn(supervised(uid, self.context.clock.clone(), worker.run()));
     }
 
     /// A Pod that has been started or is on its way out has been admitted before.
@@ -338,11 +370,24 @@ impl NodeCore {
             let uid = &sandbox.metadata.uid;
             if !known.contains(uid) && !self.workers.contains_key(uid) {
                 let (context, uid) = (self.context.clone(), uid.clone());
-                self.running.spawn(async move {
-                    execute::remove_orphan(context, sandbox).await;
-                    uid
-                });
+                let clock = context.clock.clone();
+                self.running.spawn(supervised(uid, clock, execute::remove_orphan(context, sandbox)));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_panics_ends_after_a_pause() {
+        let clock = Clock::starting_at(jiff::Timestamp::UNIX_EPOCH);
+        let uid = || "u".to_owned();
+        let fine = supervised(uid(), clock.clone(), async {}).await;
+        assert_eq!((fine, clock.elapsed()), (Ended { uid: uid(), panicked: false }, Duration::ZERO));
+        let broken = supervised(uid(), clock.clone(), async { panic!("as asked") }).await;
+        assert_eq!((broken, clock.elapsed()), (Ended { uid: uid(), panicked: true }, RETRY));
     }
 }

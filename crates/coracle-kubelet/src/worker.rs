@@ -131,8 +131,8 @@ impl Worker {
         WorkerHandle { key: self.key.clone(), wake: self.wake.clone() }
     }
 
-    /// Works until nothing of the Pod is left. Returns its UID.
-    pub(crate) async fn run(mut self) -> String {
+    /// Works until nothing of the Pod is left.
+    pub(crate) async fn run(mut self) {
         if let Some(rejection) = &self.rejection {
             let event = coracle_client::EventType::Warning;
             let involved = coracle_client::reference(&*self.pod);
@@ -164,7 +164,6 @@ impl Worker {
             self.wait(wake_at).await;
         }
         info!(pod = %self.key, uid = %self.identity.uid, "pod is gone");
-        self.identity.uid.clone()
     }
 
     fn pause_until(&self, pause: &mut Duration) -> Option<Timestamp> {

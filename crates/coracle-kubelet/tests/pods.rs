@@ -7,9 +7,13 @@ mod cluster;
 use std::time::Duration;
 
 use cluster::{Cluster, NODE};
-use coracle_client::Deletion;
+use coracle_client::request::{self, PatchBody};
+use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
-use coracle_cri::{ContainerState, CriError, RuntimeService as _};
+use coracle_cri::{
+    ContainerState, CriError, PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata, RuntimeService as _,
+};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 fn one(image: &str) -> Value {
@@ -434,12 +438,10 @@ async fn a_changed_image_restarts_the_container_at_once() {
     cluster.image("busybox:2", ImageScript::default());
     cluster.run("p", one("busybox:1")).await;
     cluster.until_step("p", "MODIFIED Running | busybox Running 0").await;
-    let key = coracle_client::ObjectKey::namespaced("default", "p");
+    let key = ObjectKey::namespaced("default", "p");
     let patch = json!({"spec": {"containers": [{"name": "busybox", "image": "busybox:2"}]}});
-    let patch = coracle_client::request::PatchBody::Strategic(patch);
-    coracle_client::request::patch::<k8s_openapi::api::core::v1::Pod>(&cluster.admin, &key, &patch)
-        .await
-        .unwrap();
+    let patch = PatchBody::Strategic(patch);
+    request::patch::<Pod>(&cluster.admin, &key, &patch).await.unwrap();
     cluster.until_step("p", "MODIFIED Running | busybox Running 1").await;
     let (_, pod, _) = cluster.history("p").pop().unwrap();
     assert_eq!(pod["status"]["containerStatuses"][0]["image"], "busybox:2");
@@ -532,4 +534,48 @@ async fn an_exit_from_outside_is_seen_without_any_api_event() {
     cluster.until_step("p", "MODIFIED Running | busybox Running 1").await;
     let (_, pod, _) = cluster.history("p").pop().unwrap();
     assert_eq!(pod["status"]["containerStatuses"][0]["lastState"]["terminated"]["exitCode"], 139);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_missed_is_found_also_on_a_node_that_is_never_quiet() {
+    let cluster = Cluster::start().await;
+    cluster.image("a:1", ImageScript::default());
+    cluster.run("p", one("a:1")).await;
+    cluster.until_step("p", "MODIFIED Running | busybox Running 0").await;
+    let orphan = PodSandboxConfig {
+        metadata: PodSandboxMetadata {
+            name: "lost".to_owned(),
+            namespace: "default".to_owned(),
+            uid: "of-nobody".to_owned(),
+            attempt: 0,
+        },
+        ..PodSandboxConfig::default()
+    };
+    cluster.runtime.run_pod_sandbox(&orphan).await.unwrap();
+    let sandboxes =
+        async || cluster.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await.unwrap().len();
+    for minute in 0..30 {
+        let patch = json!({"metadata": {"annotations": {"minute": minute.to_string()}}});
+        let key = ObjectKey::namespaced("default", "p");
+        request::patch::<Pod>(&cluster.admin, &key, &PatchBody::Merge(patch)).await.unwrap();
+        cluster.clock.sleep(Duration::from_secs(60)).await;
+    }
+    assert_eq!(sandboxes().await, 1, "{:?}", cluster.runtime.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grace_of_ages_does_not_keep_a_pod_from_ending() {
+    let cluster = Cluster::start().await;
+    cluster.image("a:1", ImageScript::default());
+    let mut spec = one("a:1");
+    spec["terminationGracePeriodSeconds"] = json!(i64::MAX);
+    cluster.run("p", spec).await;
+    cluster.until_step("p", "MODIFIED Running | busybox Running 0").await;
+    cluster.delete("p", &Deletion::default()).await;
+    let wait = async {
+        while !cluster.steps("p").last().is_some_and(|step| step.starts_with("DELETED")) {
+            cluster.clock.sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(cluster.clock.timeout(Duration::from_secs(5), wait).await.is_some(), "{:#?}", cluster.steps("p"));
 }

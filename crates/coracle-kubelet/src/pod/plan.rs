@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use coracle_clock::later;
 use coracle_cri::{ContainerId, ContainerState, Image, PodSandboxId, PodSandboxState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Container, PodStatus};
@@ -225,7 +226,7 @@ fn next_lifecycle(i: &PodInputs) -> Lifecycle {
             return if gone { Lifecycle::Gone } else { Lifecycle::Terminated { cause: *cause } };
         }
         Lifecycle::Terminating { since, deadline, cause } => {
-            let grace = deletion_grace(i).map(|grace| i.now + grace);
+            let grace = deletion_grace(i).map(|grace| later(i.now, grace));
             let deadline = grace.filter(|_| i.is_deleted()).map_or(*deadline, |new| new.min(*deadline));
             let cause = if i.object_gone && *cause == TerminationCause::Deleted {
                 TerminationCause::Orphaned
@@ -238,7 +239,7 @@ fn next_lifecycle(i: &PodInputs) -> Lifecycle {
             None => return Lifecycle::Syncing,
             Some(cause) => {
                 let grace = deletion_grace(i).unwrap_or_else(|| spec_grace(i));
-                Lifecycle::Terminating { since: i.now, deadline: i.now + grace, cause }
+                Lifecycle::Terminating { since: i.now, deadline: later(i.now, grace), cause }
             }
         },
     };
@@ -267,7 +268,7 @@ fn termination_cause(i: &PodInputs) -> Option<TerminationCause> {
 
 fn active_deadline(i: &PodInputs) -> Option<Timestamp> {
     let start = i.previous_status.start_time.as_ref()?.0;
-    Some(start + SignedDuration::from_secs(i.spec().active_deadline_seconds?))
+    Some(later(start, SignedDuration::from_secs(i.spec().active_deadline_seconds?)))
 }
 
 /// All containers have ended for good.
@@ -470,7 +471,7 @@ fn plan_running(
     } else {
         format!("Container {} {what}", container.name)
     };
-    let (grace, deadline) = grace(i, i.now + spec_grace(i));
+    let (grace, deadline) = grace(i, later(i.now, spec_grace(i)));
     plan.wait(WaitingOn::ContainerStop { id: id.clone(), deadline });
     plan.actions.push(PodAction::StopContainer {
         id,
@@ -710,7 +711,7 @@ fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut PodPlan) {
 /// The grace left until `deadline`, but at least [`MINIMUM_GRACE`], and the deadline that follows from it.
 fn grace(i: &PodInputs, deadline: Timestamp) -> (Duration, Timestamp) {
     let left = deadline.duration_since(i.now).max(MINIMUM_GRACE);
-    (Duration::try_from(left).unwrap_or(Duration::ZERO), i.now + left)
+    (Duration::try_from(left).unwrap_or(Duration::ZERO), later(i.now, left))
 }
 
 fn teardown_waits(i: &PodInputs, plan: &mut PodPlan) -> bool {

@@ -80,6 +80,12 @@ pub fn request(container: &Container, resource: &str) -> i64 {
     read(requests(container), resource).or_else(|| read(limits(container), resource)).unwrap_or(0)
 }
 
+/// What the containers of a Pod ask for together.
+#[must_use]
+pub fn pod_request(spec: &PodSpec, resource: &str) -> i64 {
+    spec.containers.iter().fold(0, |sum, container| sum.saturating_add(request(container, resource)))
+}
+
 /// Limits of one container.
 #[must_use]
 pub fn container_resources(
@@ -101,23 +107,29 @@ pub fn container_resources(
 /// Limits of the Pod's cgroup: sums, and a limit only where every container has one.
 #[must_use]
 pub fn pod_resources(spec: &PodSpec) -> LinuxContainerResources {
-    let cpu_request = spec.containers.iter().map(|c| request(c, "cpu")).sum();
-    let total =
-        |read: &dyn Fn(&Container) -> Option<i64>| -> Option<i64> { spec.containers.iter().map(read).sum() };
+    let cpu_request = pod_request(spec, "cpu");
+    let total = |read: &dyn Fn(&Container) -> Option<i64>| -> Option<i64> {
+        spec.containers.iter().try_fold(0, |sum: i64, container| Some(sum.saturating_add(read(container)?)))
+    };
     let cpu = total(&|c| milli(limits(c), "cpu").filter(|v| *v > 0));
     let memory = total(&|c| whole(limits(c), "memory").filter(|v| *v > 0));
     limits_of(cpu_request, cpu, memory)
 }
 
 fn limits_of(cpu_request: i64, cpu_limit: Option<i64>, memory_limit: Option<i64>) -> LinuxContainerResources {
-    let quota = cpu_limit.filter(|m| *m > 0).map(|m| (m * PERIOD_MICROS / 1000).max(MIN_QUOTA_MICROS));
+    let quota = cpu_limit.filter(|m| *m > 0).map(|m| scaled(m, PERIOD_MICROS).max(MIN_QUOTA_MICROS));
     LinuxContainerResources {
-        cpu_shares: u64::try_from((cpu_request * 1024 / 1000).clamp(MIN_SHARES, MAX_SHARES)).ok(),
+        cpu_shares: u64::try_from(scaled(cpu_request, 1024).clamp(MIN_SHARES, MAX_SHARES)).ok(),
         cpu_period: quota.and_then(|_| u64::try_from(PERIOD_MICROS).ok()),
         cpu_quota: quota,
         memory_limit_in_bytes: memory_limit.filter(|bytes| *bytes > 0),
         ..LinuxContainerResources::default()
     }
+}
+
+/// So many thousandths of `unit`, at most what the kernel's files can hold.
+fn scaled(milli: i64, unit: i64) -> i64 {
+    i64::try_from(i128::from(milli) * i128::from(unit) / 1000).unwrap_or(i64::MAX)
 }
 
 /// How readily the kernel kills a container when memory runs out.
@@ -171,6 +183,24 @@ mod tests {
         let a = container_resources(&spec, &spec.containers[0], Qos::Guaranteed, 1 << 30);
         assert_eq!((a.cpu_shares, a.cpu_quota, a.oom_score_adj), (Some(2), Some(1000), Some(-997)));
         assert_eq!(a.memory_limit_in_bytes, Some(1_000_000_000));
+    }
+
+    #[test]
+    fn amounts_beyond_any_machine_are_no_small_ones() {
+        for cpu in ["9e12", "9e15", "9223372036854775807"] {
+            let limits = json!({"cpu": cpu, "memory": "8Ei"});
+            let spec = spec(&json!([
+                {"name": "a", "resources": {"requests": {"cpu": cpu}, "limits": limits}},
+                {"name": "b", "resources": {"limits": limits}},
+            ]));
+            let whole_cpu = 1_000_000_000_000 * PERIOD_MICROS;
+            let a = container_resources(&spec, &spec.containers[0], Qos::Burstable, 1 << 30);
+            assert!(a.cpu_quota.is_some_and(|quota| quota > whole_cpu), "{cpu}: {a:?}");
+            assert_eq!(a.cpu_shares, u64::try_from(MAX_SHARES).ok(), "{cpu}");
+            let pod = pod_resources(&spec);
+            assert!(pod.cpu_quota.is_some_and(|quota| quota > whole_cpu), "{cpu}: {pod:?}");
+            assert_eq!(pod.memory_limit_in_bytes, Some(i64::MAX), "{cpu}");
+        }
     }
 
     #[test]

@@ -440,3 +440,38 @@ proptest! {
         prop_assert!(world.i.sandboxes.is_empty() && world.i.containers.is_empty() && world.i.history.cleaned_up);
     }
 }
+
+proptest! {
+    /// Whatever seconds a user writes, there is a decision, and the stop that it says is not in the past.
+    #[test]
+    fn no_number_of_seconds_is_too_many(
+        spec_grace in any::<i64>(),
+        deletion_grace in prop::option::of(any::<i64>()),
+        active_deadline in prop::option::of(any::<i64>()),
+        gone in any::<bool>(),
+    ) {
+        let mut i = inputs(pod(json!({
+            "terminationGracePeriodSeconds": spec_grace,
+            "activeDeadlineSeconds": active_deadline,
+            "containers": [{"name": "c", "image": "x:1"}],
+        })));
+        i.sandboxes.push(sandbox(0, PodSandboxState::Ready));
+        i.containers.push(container(&i, "c", 0, ContainerState::Running));
+        publish(&mut i);
+        let start = i.now;
+        i.previous_status.start_time = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(start));
+        prop_assert!(!plan(&i).waiting_on.is_empty());
+        let metadata = &mut Arc::make_mut(&mut i.pod).metadata;
+        metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(start));
+        metadata.deletion_grace_period_seconds = deletion_grace;
+        i.object_gone = gone;
+        for _ in 0..2 {
+            let plan = plan(&i);
+            let stops = plan.actions.iter().any(
+                |action| matches!(action, PodAction::StopContainer { deadline, .. } if *deadline > i.now),
+            );
+            prop_assert!(stops, "{:#?}", plan);
+            i.lifecycle = plan.lifecycle;
+        }
+    }
+}
