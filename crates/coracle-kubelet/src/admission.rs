@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use coracle_api::pod::{ResourceList, effective_requests};
 use k8s_openapi::api::core::v1::{
     Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
 };
 
 use crate::pod::inputs::Rejection;
 use crate::pod::phase::Phase;
-use crate::spec::resources::{self, milli, whole};
+use crate::spec::resources::{milli, whole};
 
 /// Decides whether `pod` fits beside `admitted`. Pods that have ended take up nothing.
 ///
@@ -23,13 +24,12 @@ pub fn admit(pod: &Pod, node: &Node, admitted: &[&Pod]) -> Result<(), Rejection>
             "Pod requires node features that are not available: init containers",
         ));
     }
-    let others: Vec<&PodSpec> =
-        admitted.iter().filter(|p| !has_ended(p)).filter_map(|p| p.spec.as_ref()).collect();
-    check_resources(spec, node, &others)?;
+    let others: Vec<&Pod> = admitted.iter().filter(|p| !has_ended(p)).copied().collect();
+    check_resources(pod, node, &others)?;
     if !matches_node(spec, node) {
         return Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
     }
-    let taken: Vec<_> = others.iter().flat_map(|other| host_ports(other)).collect();
+    let taken: Vec<_> = others.iter().filter_map(|p| p.spec.as_ref()).flat_map(host_ports).collect();
     if host_ports(spec).iter().any(|port| taken.iter().any(|other| conflict(port, other))) {
         return Err(predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
     }
@@ -56,7 +56,7 @@ fn predicate(name: &str, why: &str) -> Rejection {
     rejection(name, &format!("Predicate {name} failed: {why}"))
 }
 
-fn check_resources(spec: &PodSpec, node: &Node, others: &[&PodSpec]) -> Result<(), Rejection> {
+fn check_resources(pod: &Pod, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
     let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
     let short = |resource: &str, requested: i64, used: i64, capacity: i64| Rejection {
         reason: format!("OutOf{resource}"),
@@ -69,12 +69,14 @@ fn check_resources(spec: &PodSpec, node: &Node, others: &[&PodSpec]) -> Result<(
     if used >= pods {
         return Err(short("pods", 1, used, pods));
     }
+    let asked = effective_requests(pod);
+    let taken: Vec<ResourceList> = others.iter().map(|other| effective_requests(other)).collect();
     for resource in ["cpu", "memory", "ephemeral-storage"] {
-        let requested = pod_request(spec, resource);
+        let requested = amount(&asked, resource);
         if requested == 0 {
             continue;
         }
-        let used = others.iter().fold(0, |sum: i64, other| sum.saturating_add(pod_request(other, resource)));
+        let used = taken.iter().fold(0, |sum: i64, other| sum.saturating_add(amount(other, resource)));
         let read = if resource == "cpu" { milli } else { whole };
         let capacity = read(allocatable, resource).unwrap_or(0);
         if requested > capacity.saturating_sub(used) {
@@ -84,9 +86,10 @@ fn check_resources(spec: &PodSpec, node: &Node, others: &[&PodSpec]) -> Result<(
     Ok(())
 }
 
-fn pod_request(spec: &PodSpec, resource: &str) -> i64 {
-    let read = if resource == "cpu" { milli } else { whole };
-    resources::pod_request(spec, resource).saturating_add(read(spec.overhead.as_ref(), resource).unwrap_or(0))
+/// CPU in milli-units, anything else whole.
+fn amount(list: &ResourceList, resource: &str) -> i64 {
+    let Some(quantity) = list.get(resource) else { return 0 };
+    if resource == "cpu" { quantity.milli_value() } else { quantity.value() }
 }
 
 fn matches_node(spec: &PodSpec, node: &Node) -> bool {
@@ -216,6 +219,13 @@ mod tests {
         node_of_many.status =
             Some(serde_json::from_value(json!({"allocatable": {"cpu": "4", "pods": "9"}})).unwrap());
         assert_eq!(refused(&huge, &node_of_many, &[&huge, &huge]).0, "OutOfcpu");
+        // What the Pod as a whole asks for counts, and what it costs to run it.
+        let mut whole = cpu("1");
+        let spec = whole.spec.as_mut().unwrap();
+        spec.resources = Some(serde_json::from_value(json!({"requests": {"cpu": "2"}})).unwrap());
+        spec.overhead = Some(serde_json::from_value(json!({"cpu": "100m"})).unwrap());
+        assert_eq!(admit(&cpu("1900m"), &node(), &[&whole]), Ok(()));
+        assert_eq!(refused(&cpu("2"), &node(), &[&whole]).0, "OutOfcpu");
         let mut done = cpu("3");
         done.status = Some(serde_json::from_value(json!({"phase": "Succeeded"})).unwrap());
         assert_eq!(admit(&cpu("2"), &node(), &[&done]), Ok(()));

@@ -381,6 +381,12 @@ async fn starts_that_cannot_be_are_told_with_their_reasons() {
     let mut once = one("start:1");
     once["restartPolicy"] = json!("Never");
     cluster.run("once", once).await;
+    cluster.image("root:1", ImageScript::default());
+    let mut not_root = one("root:1");
+    not_root["securityContext"] = json!({"runAsNonRoot": true});
+    cluster.run("root", not_root.clone()).await;
+    not_root["securityContext"]["runAsUser"] = json!(1000);
+    cluster.run("user", not_root).await;
     cluster.settle().await;
     let waiting = |name: &str| {
         let (_, pod, _) = cluster.history(name).pop().unwrap();
@@ -393,6 +399,19 @@ async fn starts_that_cannot_be_are_told_with_their_reasons() {
     );
     assert_eq!(waiting("invalid")["reason"], "InvalidImageName");
     assert_eq!(waiting("create"), json!({"reason": "CreateContainerError", "message": "no room"}));
+    let (_, root, _) = cluster.history("root").pop().unwrap();
+    let uid = root["metadata"]["uid"].as_str().unwrap();
+    let why = format!(
+        "container has runAsNonRoot and image will run as root (pod: \"root_default({uid})\", container: busybox)"
+    );
+    assert_eq!(waiting("root"), json!({"reason": "CreateContainerConfigError", "message": why}));
+    assert_eq!(root["status"]["phase"], "Pending");
+    let events = cluster.events("root").await.join("\n");
+    assert!(
+        events.contains(&format!("Warning Failed Error: {why} (spec.containers{{busybox}})")),
+        "{events}"
+    );
+    assert_eq!(cluster.steps("user").last().unwrap(), "MODIFIED Running | busybox Running 0");
     let steps = cluster.steps("start");
     assert_eq!(
         steps[3..],

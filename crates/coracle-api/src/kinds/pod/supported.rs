@@ -18,6 +18,8 @@ enum Honoured {
     Words(&'static [&'static str]),
     /// This truth value alone.
     Only(bool),
+    /// A truth value that is honoured when it is false alone, and what is missing for the other.
+    False(&'static str),
     /// An object, field by field.
     Fields(&'static [(&'static str, Honoured)]),
     /// A list of objects, each field by field.
@@ -26,7 +28,7 @@ enum Honoured {
     Amounts(fn(&str) -> bool),
 }
 
-use Honoured::{Amounts, Any, Each, Fields, Only, Words};
+use Honoured::{Amounts, Any, Each, False, Fields, Only, Words};
 
 const SECCOMP: Honoured = Fields(&[("type", Words(&["RuntimeDefault"]))]);
 
@@ -59,7 +61,7 @@ const POD: &[(&str, Honoured)] = &[
         Fields(&[
             ("runAsUser", Any),
             ("runAsGroup", Any),
-            ("runAsNonRoot", Only(false)),
+            ("runAsNonRoot", Any),
             ("supplementalGroups", Any),
             ("seccompProfile", SECCOMP),
         ]),
@@ -96,13 +98,13 @@ const CONTAINER: &[(&str, Honoured)] = &[
     ("terminationMessagePolicy", Any),
     ("tty", Any),
     ("stdin", Any),
-    ("stdinOnce", Only(false)),
+    ("stdinOnce", False("there is no attaching to containers (kubectl attach, kubectl run -i)")),
     (
         "securityContext",
         Fields(&[
             ("runAsUser", Any),
             ("runAsGroup", Any),
-            ("runAsNonRoot", Only(false)),
+            ("runAsNonRoot", Any),
             ("readOnlyRootFilesystem", Any),
             ("privileged", Any),
             ("allowPrivilegeEscalation", Any),
@@ -148,6 +150,12 @@ fn judge(name: &str, value: &Value, honoured: Honoured, path: &Path, errors: &mu
         Only(only) => {
             if value.as_bool().is_some_and(|said| said != only) {
                 errors.push(refused(path, &format!("{name} {value}")));
+            }
+        }
+        False(why) => {
+            if value == &Value::Bool(true) {
+                let what = format!("{name} true is not supported by Coracle yet: {why}");
+                errors.push(FieldError::forbidden(path, what));
             }
         }
         Fields(rows) => fields(value, rows, path, errors),
@@ -259,13 +267,23 @@ mod tests {
                 "appArmorProfile",
             ),
             (json!({"ports": [{"hostIP": "10.0.0.1"}]}), "ports[0].hostIP", "hostIP \"10.0.0.1\""),
-            (json!({"stdinOnce": true}), "stdinOnce", "stdinOnce true"),
         ] {
             assert_eq!(
                 refusals(&json!({"containers": [container]})),
                 [not_yet(&format!("spec.containers[0].{path}"), what)]
             );
         }
+    }
+
+    #[test]
+    fn who_would_attach_is_told_that_nobody_can() {
+        assert_eq!(
+            refusals(&json!({"containers": [{"stdin": true, "stdinOnce": true}]})),
+            [
+                "spec.containers[0].stdinOnce: Forbidden: stdinOnce true is not supported by Coracle yet: there is no \
+              attaching to containers (kubectl attach, kubectl run -i)"
+            ]
+        );
     }
 
     #[test]
@@ -280,13 +298,13 @@ mod tests {
                     "requests": {"ephemeral-storage": "1"}
                 },
                 "securityContext": {
-                    "runAsUser": 1, "runAsGroup": 1, "privileged": true, "readOnlyRootFilesystem": true,
+                    "runAsUser": 1, "runAsGroup": 1, "runAsNonRoot": true, "privileged": true, "readOnlyRootFilesystem": true,
                     "allowPrivilegeEscalation": true, "capabilities": {"add": ["NET_ADMIN"]},
                     "seccompProfile": {"type": "RuntimeDefault"}
                 },
             }],
             "volumes": [], "affinity": {}, "hostNetwork": false, "dnsPolicy": "Default", "priority": 0,
-            "securityContext": {"supplementalGroups": [1]}, "automountServiceAccountToken": false,
+            "securityContext": {"supplementalGroups": [1], "runAsNonRoot": true}, "automountServiceAccountToken": false,
         });
         assert_eq!(refusals(&spec), Vec::<String>::new());
     }
