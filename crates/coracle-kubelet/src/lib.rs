@@ -2,7 +2,7 @@
 //!
 //! The decisions are in [`pod`] (one Pod), [`admission`] (the node) and [`spec`] (what the runtime is asked for): pure
 //! functions over plain data. Around them, `kubelet` is the node core, `worker` the loop of one Pod, `execute` the
-//! operations it starts, `node` the Node object and its Lease, [`server`] the HTTPS API, [`logs`] what it reads.
+//! operations it starts, `node` the Node object and its Lease (`node_events` tells of it), [`server`] the HTTPS API, [`logs`] what it reads.
 //! The runtime is whatever implements the traits of `coracle-cri`.
 
 pub mod admission;
@@ -13,6 +13,7 @@ mod kubelet;
 pub mod logs;
 mod machine;
 mod node;
+mod node_events;
 pub mod pod;
 pub mod server;
 pub mod spec;

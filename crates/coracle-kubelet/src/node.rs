@@ -22,6 +22,7 @@ use tracing::{info, warn};
 
 use crate::KubeletConfig;
 use crate::context::Context;
+use crate::node_events;
 use crate::pod::merge_patch;
 
 /// What this node agent calls itself in `nodeInfo.kubeletVersion`.
@@ -150,12 +151,18 @@ fn to_value(status: &NodeStatus) -> Value {
 
 /// Keeps the Node object: registers it, hands its podCIDR to the runtime, posts its status. Runs for ever.
 pub(crate) async fn keep_node(context: Arc<Context>, api_port: Option<u16>, mut rng: Rng) {
+    node_events::report_start(&context);
     register(&context, api_port, &mut rng).await;
     let mut changes = context.nodes.subscribe();
     let mut network_was = None;
+    let mut unschedulable = None;
     let mut posted_at = Duration::ZERO;
     let mut retry = RETRY_MIN;
     loop {
+        if let Some(node) = context.nodes.get("", &context.config.node_name) {
+            let now = node.spec.as_ref().is_some_and(|spec| spec.unschedulable == Some(true));
+            node_events::report_schedulable(&context, &mut unschedulable, now);
+        }
         let settled = match post_status(&context, api_port, &mut posted_at, &mut network_was).await {
             Ok(settled) => settled,
             Err(why) => {
@@ -226,6 +233,7 @@ async fn post_status(
     match request::patch_status::<Node>(&context.client, &ObjectKey::cluster(name.clone()), &patch).await {
         Ok(_) => {
             *posted_at = context.clock.elapsed();
+            node_events::report_changes(context, &current, &status);
             Ok(well)
         }
         // The informer is about to bring what the status has to be made from.
@@ -303,9 +311,11 @@ async fn try_register(context: &Context, api_port: Option<u16>) -> Result<(), ku
                 status: Some(node_status(&inputs)),
                 ..Node::default()
             };
-            request::create(&context.client, &node)
-                .await
-                .map(|_| info!(node = %config.node_name, "registered the node"))
+            request::create(&context.client, &node).await?;
+            info!(node = %config.node_name, "registered the node");
+            let status = node.status.unwrap_or_default();
+            node_events::report_changes(context, &NodeStatus::default(), &status);
+            Ok(())
         }
         Err(why) => Err(why),
     }

@@ -529,6 +529,13 @@ async fn the_node_is_ready_as_soon_as_it_has_its_range_of_addresses() {
     };
     cluster.until_node("ready", posted).await;
     assert_eq!(cluster.runtime.pod_cidr().as_deref(), Some("10.244.0.0/24"));
+    cluster.settle().await;
+    let told = |reason: &str| format!("Normal {reason} Node {NODE} status is now: {reason}");
+    let mut expected = vec!["Normal Starting Starting kubelet.".to_owned()];
+    expected.extend(
+        ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID", "NodeReady"].map(told),
+    );
+    assert_eq!(cluster.events(NODE).await, expected);
 
     let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
         kube::Api::namespaced(cluster.admin.clone(), "kube-node-lease");
