@@ -107,6 +107,15 @@ impl Cgroups {
         matches!(self.layout, Layout::V2(_))
     }
 
+    /// The group's directory in each hierarchy of v1, with the name that the hierarchy has; none on v2, where a
+    /// namespace shows a group as the root.
+    pub(crate) fn views(&self, path: &CgroupPath) -> Vec<(String, PathBuf)> {
+        let Layout::V1 { controllers, others } = &self.layout else { return Vec::new() };
+        let named = others.iter().filter_map(|root| Some((root.file_name()?.to_str()?.to_owned(), root)));
+        let all = controllers.iter().map(|(name, root)| (name.clone(), root)).chain(named);
+        all.map(|(name, root)| (name, root.join(&path.0))).filter(|(_, group)| group.is_dir()).collect()
+    }
+
     /// The group `path` below the cluster's prefix.
     pub(crate) fn path(&self, path: &Path) -> io::Result<CgroupPath> {
         Ok(CgroupPath(self.prefix.join(below_root(path)?)))

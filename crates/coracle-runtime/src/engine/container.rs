@@ -114,6 +114,7 @@ impl Inner {
             namespaces: &namespaces,
             cgroup: &cgroup_path.absolute(),
             cgroup_v2: self.cgroups.is_v2(),
+            cgroup_views: &self.cgroups.views(&cgroup_path),
             devices_restricted: self.cgroups.restricts_devices(),
             held_capabilities: self.held_capabilities,
             devices: &devices,

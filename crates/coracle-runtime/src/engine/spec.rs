@@ -93,6 +93,9 @@ const MASKED_PATHS: &[&str] = &[
 
 const READONLY_PATHS: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Where containers see control groups.
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Where the namespaces of a container come from: `None` is the node's, an empty path is a new one.
@@ -137,6 +140,8 @@ pub(crate) struct Input<'a> {
     pub(crate) namespaces: &'a Namespaces,
     pub(crate) cgroup: &'a Path,
     pub(crate) cgroup_v2: bool,
+    /// The container's group in each hierarchy of v1, by the name that it has below `/sys/fs/cgroup`.
+    pub(crate) cgroup_views: &'a [(String, PathBuf)],
     /// Whether the control group keeps the container from devices that are not its own.
     pub(crate) devices_restricted: bool,
     /// Capabilities that the daemon may hand on, as a bit set.
@@ -154,13 +159,20 @@ pub(crate) fn specification(input: &Input<'_>) -> CriResult<Value> {
     if !security.privileged && !security.seccomp_unconfined {
         annotations[FILTER_ANNOTATION] = "default".into();
     }
+    let mut readonly = paths(security.readonly_paths.as_ref(), READONLY_PATHS);
+    if !input.cgroup_views.is_empty()
+        && let Some(list) = readonly.as_array_mut()
+    {
+        // What holds the views; they themselves are mounted so.
+        list.push(CGROUP_ROOT.into());
+    }
     let mut linux = json!({
         "namespaces": namespaces(input),
         "cgroupsPath": input.cgroup,
     });
     if !security.privileged {
         linux["maskedPaths"] = paths(security.masked_paths.as_ref(), MASKED_PATHS);
-        linux["readonlyPaths"] = paths(security.readonly_paths.as_ref(), READONLY_PATHS);
+        linux["readonlyPaths"] = readonly;
     }
     if !input.devices.is_empty() {
         linux["devices"] = input.devices.iter().map(device).collect();
@@ -352,11 +364,14 @@ fn mounts(input: &Input<'_>) -> Value {
     ];
     if input.cgroup_v2 {
         defaults.push((
-            "/sys/fs/cgroup",
+            CGROUP_ROOT,
             "cgroup",
             "cgroup",
             vec!["nosuid", "noexec", "nodev", "relatime", sys_access],
         ));
+    } else if !input.cgroup_views.is_empty() {
+        let options = vec!["nosuid", "noexec", "nodev", "relatime", "mode=755", "size=64k"];
+        defaults.push((CGROUP_ROOT, "tmpfs", "tmpfs", options));
     }
     let bound: BTreeSet<&Path> = input.binds.iter().map(|b| b.destination.as_path()).collect();
     let mut list: Vec<Value> = defaults
@@ -366,6 +381,17 @@ fn mounts(input: &Input<'_>) -> Value {
             json!({ "destination": destination, "type": kind, "source": source, "options": options })
         })
         .collect();
+    if !bound.contains(Path::new(CGROUP_ROOT)) {
+        // Not by the OCI library's own way, which mounts hierarchies writable.
+        list.extend(input.cgroup_views.iter().map(|(name, group)| {
+            json!({
+                "destination": Path::new(CGROUP_ROOT).join(name),
+                "type": "bind",
+                "source": group,
+                "options": ["bind", "rprivate", "nosuid", "noexec", "nodev", sys_access],
+            })
+        }));
+    }
     // A mount point inside another mount comes after it.
     let mut binds: Vec<&Bind> = input.binds.iter().collect();
     binds.sort_by_key(|b| b.destination.components().count());
@@ -427,6 +453,7 @@ mod tests {
             namespaces: &Namespaces { pid: Some(PathBuf::new()), ..Default::default() },
             cgroup: "/coracle/x".as_ref(),
             cgroup_v2: false,
+            cgroup_views: &[],
             devices_restricted: true,
             held_capabilities: u64::MAX,
             devices: &[],

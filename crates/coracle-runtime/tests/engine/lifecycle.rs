@@ -201,3 +201,19 @@ async fn many_pods_at_once() {
         futures::future::join_all(sandboxes.iter().map(|s| runtime.remove_pod_sandbox(&s.id))).await;
     assert!(removed.iter().all(Result::is_ok), "{removed:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_sees_its_own_control_group_and_cannot_change_it() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let limit = if std::path::Path::new("/sys/fs/cgroup/memory").exists() {
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes"
+    } else {
+        "/sys/fs/cgroup/memory.max"
+    };
+    let mut config = shell(&format!(
+        "cat {limit}; echo 1000000000 > {limit} || echo kept; touch /sys/fs/cgroup/x || echo kept; cat {limit}"
+    ));
+    config.resources.memory_limit_in_bytes = Some(64 << 20);
+    assert_eq!(output(&host, &runtime, &config).await, "67108864\nkept\nkept\n67108864\n");
+}
