@@ -22,6 +22,7 @@ mod discovery;
 mod events;
 mod health;
 pub mod hub;
+mod impersonate;
 pub mod kubeconfig;
 mod kubelet;
 mod metrics;

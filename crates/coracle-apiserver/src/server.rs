@@ -27,6 +27,7 @@ use crate::body::{Body, BoxError, full};
 use crate::call::Call;
 use crate::discovery::Discovery;
 use crate::hub::Hub;
+use crate::impersonate;
 use crate::kubelet::KubeletClient;
 use crate::metrics::{Label, Metrics};
 use crate::negotiate::{Format, Transforms};
@@ -250,6 +251,10 @@ impl Core {
         let query = Query::parse(request.uri().query());
         let format =
             Format::negotiate(request.headers(), &query, Transforms::None).unwrap_or_else(|_| Format::json());
+        let user = match impersonate::acting(user, request.headers()) {
+            Ok(user) => user,
+            Err(status) => return format.status(&status),
+        };
         let routed = route(request.uri().path());
         let seen = see(&request, &query, routed.as_ref().ok());
         let span = tracing::debug_span!(

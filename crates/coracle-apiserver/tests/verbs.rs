@@ -515,6 +515,8 @@ async fn only_members_may_and_nodes_see_only_what_is_theirs() {
         said,
         r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "default""#
     );
+    let as_jane = admin.send("GET", PODS, &[("impersonate-user", "jane")], Bytes::new()).await;
+    assert_eq!(as_jane.message(403), said, "an administrator who acts as somebody has their rights alone");
     stranger.get("/api").await.expect(200);
     stranger.get("/metrics").await.expect(403);
 
