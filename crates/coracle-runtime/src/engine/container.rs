@@ -13,6 +13,8 @@ use coracle_keeper::{ExitRecord, MOUNTS_DIR, NAMESPACES_DIR, Reply, Request, Sta
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
+use crate::image::DeviceNodes;
+
 use super::keeper::Connection;
 use super::rootfs::{self, Kind, Root, WantedUser};
 use super::sandbox::SHM_DIR;
@@ -90,15 +92,21 @@ impl Inner {
         state::make_private_dir(&dir).map_err(failed("make", &dir))?;
 
         let rootfs = self.images.prepare_rootfs(&config.image.image, id)?;
+        let privileged = config.security_context.privileged;
+        let nodes = if privileged { DeviceNodes::Live } else { DeviceNodes::Dead };
         rootfs
-            .mount()
+            .mount(nodes)
             .map_err(|e| CriError::Internal(format!("failed to mount rootfs of the container: {e}")))?;
         let prepared = self.prepare_root(sandbox, &config, &image, &rootfs.merged)?;
+        if config.security_context.readonly_rootfs {
+            rootfs.make_readonly(nodes).map_err(|e| {
+                CriError::Internal(format!("failed to make rootfs of the container read-only: {e}"))
+            })?;
+        }
 
         let cgroup = sandbox.record.cgroup.join(id);
         let cgroup_path = self.cgroups.path(&cgroup).map_err(internal)?;
         self.cgroups.create(&cgroup_path, &config.resources).map_err(internal)?;
-        let privileged = config.security_context.privileged;
         if !privileged {
             self.cgroups.restrict_devices(&cgroup_path).map_err(internal)?;
         }

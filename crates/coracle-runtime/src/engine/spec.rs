@@ -183,7 +183,8 @@ pub(crate) fn specification(input: &Input<'_>) -> CriResult<Value> {
     Ok(json!({
         "ociVersion": "1.0.2",
         "process": process,
-        "root": { "path": input.rootfs, "readonly": security.readonly_rootfs },
+        // The engine makes it read-only: the library's remount would take back that its device nodes are dead.
+        "root": { "path": input.rootfs, "readonly": false },
         "mounts": mounts(input),
         "linux": linux,
         "annotations": annotations,

@@ -31,6 +31,7 @@ mod types;
 mod unpack;
 
 pub use error::{ImageError, ImageResult};
+pub use overlay::DeviceNodes;
 pub use store::ImageStore;
 pub use types::{
     ImageStoreConfig, ImportProgress, ImportedImage, RegistryConfig, RemovedImage, Rootfs, UnpackLimits,

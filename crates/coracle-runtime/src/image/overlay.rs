@@ -19,7 +19,7 @@ use super::types::Rootfs;
 /// takes as options, and no character in a path can be taken for a separator. The mount is `volatile` where the
 /// kernel knows it: nothing in it has to survive a crash of the machine, and unmounting then does not flush the
 /// whole file system.
-fn mount(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Result<()> {
+fn mount(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path, flags: MountFlags) -> io::Result<()> {
     let open = |path: &Path| -> io::Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(rustix::fs::open(path, flags, Mode::empty())?)
@@ -35,7 +35,7 @@ fn mount(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Res
     );
     let mount = |options: String| -> io::Result<Result<(), Errno>> {
         let options = CString::new(options)?;
-        Ok(rustix::mount::mount("overlay", target, "overlay", MountFlags::empty(), options.as_c_str()))
+        Ok(rustix::mount::mount("overlay", target, "overlay", flags, options.as_c_str()))
     };
     match mount(format!("{options},volatile"))? {
         Ok(()) => Ok(()),
@@ -45,10 +45,35 @@ fn mount(lower: &[PathBuf], upper: &Path, work: &Path, target: &Path) -> io::Res
     }
 }
 
+/// What the device nodes are that an image brings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceNodes {
+    /// Names without a device behind them. Whoever wrote the image must not reach the machine's devices.
+    Dead,
+    /// Devices of this machine.
+    Live,
+}
+
+impl DeviceNodes {
+    fn flags(self) -> MountFlags {
+        match self {
+            DeviceNodes::Dead => MountFlags::NODEV,
+            DeviceNodes::Live => MountFlags::empty(),
+        }
+    }
+}
+
 impl Rootfs {
     /// Mounts the overlay at [`Rootfs::merged`], in the mount namespace of the calling thread.
-    pub fn mount(&self) -> io::Result<()> {
-        mount(&self.lower, &self.upper, &self.work, &self.merged)
+    pub fn mount(&self, nodes: DeviceNodes) -> io::Result<()> {
+        mount(&self.lower, &self.upper, &self.work, &self.merged, nodes.flags())
+    }
+
+    /// Lets nobody write to it any more by way of [`Rootfs::merged`].
+    pub fn make_readonly(&self, nodes: DeviceNodes) -> io::Result<()> {
+        // A remount states all flags anew: one that is not repeated is taken away.
+        let flags = MountFlags::BIND | MountFlags::RDONLY | nodes.flags();
+        Ok(rustix::mount::mount_remount(&self.merged, flags, "")?)
     }
 
     /// Unmounts what [`Rootfs::mount`] mounted; no error if nothing is mounted.
@@ -75,7 +100,7 @@ pub(crate) fn open_detached(lower: &[PathBuf], upper: &Path, dir: &Path) -> io::
             _ => {}
         }
     }
-    mount(lower, upper, &work, &target)?;
+    mount(lower, upper, &work, &target, MountFlags::NODEV)?;
     let root = open_dir(&target);
     unmount(&target)?;
     root

@@ -51,6 +51,35 @@ async fn devices_of_the_host_cannot_be_opened() {
     assert!(text.contains("can't open") && text.ends_with("1\n"), "{text}");
 }
 
+/// Whatever the control groups say: the device is one that they let everybody have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_node_of_an_image_opens_nothing() {
+    let host = Host::new();
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        host.image().join("zero"),
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(1, 5),
+    )
+    .unwrap();
+    let runtime = host.open().await;
+    let script = "head -c 1 /zero | busybox wc -c; head -c 1 /dev/zero | busybox wc -c; \
+                  touch /new 2>/dev/null && echo writable; true";
+    for (readonly, privileged, expected) in [
+        (false, false, "0\n1\nwritable\n"),
+        (true, false, "0\n1\n"),
+        (false, true, "1\n1\nwritable\n"),
+        (true, true, "1\n1\n"),
+    ] {
+        let mut config = shell(script);
+        config.security_context.readonly_rootfs = readonly;
+        config.security_context.privileged = privileged;
+        let text = output(&host, &runtime, &config).await;
+        assert_eq!(text, expected, "read-only: {readonly}, privileged: {privileged}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_keepers_program_cannot_be_written() {
     let host = Host::new();

@@ -13,6 +13,7 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
 
 use super::*;
+use crate::image::DeviceNodes;
 
 /// A registry of this test's own, gone with it.
 struct Registry {
@@ -150,7 +151,7 @@ async fn an_image_is_pulled_run_and_recognized() {
     assert!(fixture.names("operations").is_empty());
 
     let rootfs = store.prepare_rootfs(&id, &coracle_cri::ContainerId("c".into())).unwrap();
-    rootfs.mount().unwrap();
+    rootfs.mount(DeviceNodes::Dead).unwrap();
     let output = Command::new("chroot")
         .arg(&rootfs.merged)
         .args(["/bin/sh", "-c", "read x </etc/two; echo $x"])

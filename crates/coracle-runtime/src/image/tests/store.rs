@@ -3,6 +3,7 @@
 use coracle_cri::{ContainerId, CriError, ImageService, ImageSpec};
 
 use super::*;
+use crate::image::DeviceNodes;
 use crate::image::ImageError;
 
 fn base() -> Vec<u8> {
@@ -41,7 +42,7 @@ struct Mounted(crate::image::Rootfs);
 
 impl Mounted {
     fn new(rootfs: &crate::image::Rootfs) -> Self {
-        rootfs.mount().unwrap();
+        rootfs.mount(DeviceNodes::Dead).unwrap();
         Mounted(rootfs.clone())
     }
 
