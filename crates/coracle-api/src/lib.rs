@@ -10,6 +10,7 @@
 pub mod catalogue;
 pub mod decode;
 pub mod field;
+pub mod join;
 mod kinds;
 pub mod metadata;
 pub mod names;

@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = tokio::net::TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let (store, _) = EmbeddedStore::open_dir(&directory.join("store"), clock.clone(), Options::default())?;
-    let config = Config { service_range: range, advertise: address, kubelet: None };
+    let config = Config { service_range: range, advertise: address, kubelet: None, joining: None };
     let server = ApiServer::start(config, store, clock, Arc::new(Ids::new(rng.fork("ids")))).await?;
 
     let kubeconfig = directory.join("admin.conf");

@@ -130,7 +130,13 @@ fn failed(what: &str, answer: &Value, code: StatusCode) -> StartError {
     StartError::Bootstrap { what: what.to_owned(), status }
 }
 
-async fn send(core: &Arc<Core>, method: Method, path: &str, object: &Value) -> (StatusCode, Value) {
+/// Sends a request as the server itself.
+pub(crate) async fn send(
+    core: &Arc<Core>,
+    method: Method,
+    path: &str,
+    object: &Value,
+) -> (StatusCode, Value) {
     let mut request = Request::new(full(object.to_string()));
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().unwrap_or_default();

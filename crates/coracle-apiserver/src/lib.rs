@@ -23,6 +23,7 @@ mod events;
 mod health;
 pub mod hub;
 mod impersonate;
+mod join;
 pub mod kubeconfig;
 mod kubelet;
 mod metrics;
@@ -44,6 +45,7 @@ mod watch;
 mod write;
 
 pub use body::{Body, BoxError};
+pub use join::{Joining, NODE_NETWORK};
 pub use kubelet::KubeletClient;
 pub use server::{ApiServer, Config, InProcess, StartError};
 pub use services::{BadRange, ServiceRange};

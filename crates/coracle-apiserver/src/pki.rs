@@ -6,6 +6,7 @@
 //! every kubeconfig in the world trusts it; when it cannot be used, the error names the file and says what to do.
 
 mod files;
+mod request;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,13 +14,14 @@ use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 pub use files::write_private;
+pub use request::{BadRequest, OwnKey, PublicKey, certificate_fingerprint};
 
 /// How long an authority lives.
 const CA_LIFETIME: SignedDuration = SignedDuration::from_hours(10 * 365 * 24);
@@ -297,12 +299,20 @@ impl CertificateAuthority {
     /// # Errors
     /// [`PkiError::Issue`] if a name cannot stand in a certificate.
     pub fn issue(&self, request: &CertificateRequest, now: Timestamp) -> Result<Credential, PkiError> {
-        self.sign(request, now)
-            .map_err(|source| PkiError::Issue { name: request.common_name.clone(), source })
+        let issue = || {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+            let certificate = self.sign(request, &key, now)?;
+            Ok(Credential { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        };
+        issue().map_err(|source| PkiError::Issue { name: request.common_name.clone(), source })
     }
 
-    fn sign(&self, request: &CertificateRequest, now: Timestamp) -> Result<Credential, rcgen::Error> {
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    fn sign(
+        &self,
+        request: &CertificateRequest,
+        key: &impl PublicKeyData,
+        now: Timestamp,
+    ) -> Result<Certificate, rcgen::Error> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         if let Some(organization) = &request.organization {
@@ -324,8 +334,7 @@ impl CertificateAuthority {
         params.not_after =
             date(now.saturating_add(LEAF_LIFETIME).unwrap_or(Timestamp::MAX).min(self.not_after));
         let issuer = Issuer::from_ca_cert_pem(&self.certificate_pem, &self.key)?;
-        let certificate = params.signed_by(&key, &issuer)?;
-        Ok(Credential { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() })
+        params.signed_by(key, &issuer)
     }
 
     /// Loads `NAME.crt` and `NAME.key` from `directory` if they still are what `request` asks for, and issues

@@ -44,6 +44,11 @@ const COMPONENTS: &[(&str, &[Rule])] = &[
         &[rule(READ, "", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts"])],
     ),
     (
+        // The network of each node: whose Pods are where.
+        "system:kube-proxy",
+        &[rule(READ, "", &["nodes", "services", "endpoints"])],
+    ),
+    (
         "system:kube-scheduler",
         &[
             rule(READ, "", &["nodes", "namespaces", "services"]),
@@ -234,6 +239,7 @@ mod tests {
         let controller = |name: &str| UserInfo::service_account("kube-system", name);
         let node = UserInfo::node("n1");
         let nobody = UserInfo::new("jane", ["developers"]);
+        let network = UserInfo::new("system:kube-proxy", []);
         let kubelet_client = UserInfo::new("kube-apiserver-kubelet-client", []);
         let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1";
         let table = [
@@ -251,6 +257,9 @@ mod tests {
             (&controller("service-account-controller"), "GET", "/api/v1/pods", false),
             (&controller("root-ca-cert-publisher"), "POST", "/api/v1/namespaces/a/configmaps", true),
             (&controller("node-controller"), "PATCH", "/api/v1/nodes/n1", true),
+            (&network, "GET", "/api/v1/nodes?watch=1", true),
+            (&network, "PATCH", "/api/v1/nodes/n1", false),
+            (&network, "GET", "/api/v1/secrets", false),
             (&node, "POST", "/api/v1/nodes", true),
             (&node, "PATCH", "/api/v1/nodes/n1/status", true),
             (&node, "PATCH", "/api/v1/nodes/n2/status", false),

@@ -28,6 +28,7 @@ use crate::call::Call;
 use crate::discovery::Discovery;
 use crate::hub::Hub;
 use crate::impersonate;
+use crate::join::Joining;
 use crate::kubelet::KubeletClient;
 use crate::metrics::{Label, Metrics};
 use crate::negotiate::{Format, Transforms};
@@ -48,6 +49,8 @@ pub struct Config {
     pub advertise: SocketAddr,
     /// How to reach the node agents; without it, logs and exec answer 503.
     pub kubelet: Option<KubeletClient>,
+    /// How other machines become nodes; without it, none does.
+    pub joining: Option<Joining>,
 }
 
 /// Why a server does not start.
@@ -267,6 +270,10 @@ impl Core {
         let work = async move {
             match routed? {
                 Route::Resource(path) => core.resource(request, path, query, user).await,
+                Route::Path(segments) if segments.first().is_some_and(|first| first == "coracle") => {
+                    let rest: Vec<&str> = segments.iter().skip(1).map(String::as_str).collect();
+                    core.joining(request, &rest, user).await
+                }
                 Route::Path(segments) => {
                     let (parts, _) = request.into_parts();
                     core.path(&parts, &segments, &query, user).await

@@ -59,6 +59,7 @@ impl Cluster {
             service_range: range,
             advertise: address,
             kubelet: Some(KubeletClient::new(&towards, &authority).unwrap()),
+            joining: None,
         };
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();

@@ -36,6 +36,7 @@ impl Cluster {
             service_range: "10.96.0.0/16".parse().unwrap(),
             advertise: "192.0.2.1:6443".parse().unwrap(),
             kubelet: None,
+            joining: None,
         };
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use coracle_apiserver::auth::{SYSTEM_MASTERS, UserInfo};
-use coracle_apiserver::{ApiServer, Body, Config, InProcess, ServiceRange};
+use coracle_apiserver::{ApiServer, Body, Config, InProcess, Joining, ServiceRange};
 use coracle_clock::{Clock, Ids, Rng};
 use coracle_store::Store;
 use coracle_store::embedded::{EmbeddedStore, Execution, Options};
@@ -35,11 +35,24 @@ impl World {
 
     /// A cluster on the disk `files`.
     pub async fn on(files: SimFs) -> Self {
-        Self::behind(files, |store| store).await
+        Self::with(files, |store| store, None).await
     }
 
     /// A cluster on the disk `files`, whose server has what `wrap` makes of the store.
     pub async fn behind(files: SimFs, wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>) -> Self {
+        Self::with(files, wrap, None).await
+    }
+
+    /// A cluster that takes nodes in.
+    pub async fn open_to_nodes(joining: Joining) -> Self {
+        Self::with(SimFs::new(Rng::seeded(1)), |store| store, Some(joining)).await
+    }
+
+    async fn with(
+        files: SimFs,
+        wrap: impl FnOnce(Arc<dyn Store>) -> Arc<dyn Store>,
+        joining: Option<Joining>,
+    ) -> Self {
         let clock = Clock::starting_at("2030-01-01T12:00:00Z".parse().unwrap());
         let options = Options { execution: Execution::Tasks, ..Options::default() };
         let (store, _) = EmbeddedStore::open(Arc::new(files), clock.clone(), options).unwrap();
@@ -47,6 +60,7 @@ impl World {
             service_range: ServiceRange::default(),
             advertise: "192.0.2.10:6443".parse().unwrap(),
             kubelet: None,
+            joining,
         };
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let engine: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&store);
