@@ -12,6 +12,7 @@
 //! This crate does not know the API server: the transport is any `tower::Service`.
 
 mod backoff;
+mod certificate;
 mod connect;
 mod event;
 mod informer;
@@ -22,7 +23,11 @@ mod workqueue;
 mod written;
 
 pub use backoff::Backoff;
-pub use connect::{ConnectError, ConnectOptions, connect, connect_with_kubeconfig, in_process};
+pub use certificate::{BadCertificate, LiveCertificate};
+pub use connect::{
+    ConnectError, ConnectOptions, PING_INTERVAL, PING_TIMEOUT, connect, connect_unverified,
+    connect_with_kubeconfig, in_process,
+};
 pub use event::{EventRecorder, EventType, reference};
 pub use informer::{Informer, ListOptions, Subscription};
 pub use object::{Object, ObjectKey, key_of, revision_of, uid_of};
