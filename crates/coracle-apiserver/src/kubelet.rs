@@ -20,6 +20,7 @@ use http_body_util::{BodyExt, Empty, Limited, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use rustls::RootCertStore;
+use rustls::client::ResolvesClientCert;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -31,7 +32,7 @@ use crate::body::{Body, BoxError};
 use crate::call::Call;
 use crate::pki::{CertificateAuthority, Credential};
 use crate::server::Core;
-use crate::tls::TlsError;
+use crate::tls::{TlsError, single};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const ERROR_TEXT_MAX: usize = 64 * 1024;
@@ -54,13 +55,24 @@ impl KubeletClient {
     /// # Errors
     /// If the certificates are not usable.
     pub fn new(credential: &Credential, authority: &CertificateAuthority) -> Result<Self, TlsError> {
+        Self::with_certificate(Arc::new(single(credential)?), authority)
+    }
+
+    /// A client that shows on each new connection what `certificate` says then.
+    ///
+    /// # Errors
+    /// If the authority is not usable.
+    pub fn with_certificate(
+        certificate: Arc<dyn ResolvesClientCert>,
+        authority: &CertificateAuthority,
+    ) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
-            .with_client_auth_cert(credential.certificates()?, credential.key()?)?;
+            .with_client_cert_resolver(certificate);
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(KubeletClient { connector: TlsConnector::from(Arc::new(config)) })
     }

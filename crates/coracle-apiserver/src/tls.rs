@@ -13,8 +13,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -67,6 +68,17 @@ impl ServerTls {
     /// # Errors
     /// If the certificates are not usable.
     pub fn new(credential: &Credential, authority: &CertificateAuthority) -> Result<Self, TlsError> {
+        Self::with_certificate(Arc::new(single(credential)?), authority)
+    }
+
+    /// A server that shows each new connection what `certificate` says then.
+    ///
+    /// # Errors
+    /// If the authority is not usable.
+    pub fn with_certificate(
+        certificate: Arc<dyn ResolvesServerCert>,
+        authority: &CertificateAuthority,
+    ) -> Result<Self, TlsError> {
         let mut roots = RootCertStore::empty();
         roots.add(authority.certificate())?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -75,7 +87,7 @@ impl ServerTls {
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(Arc::new(Lenient(Arc::clone(&verifier))))
-            .with_single_cert(credential.certificates()?, credential.key()?)?;
+            .with_cert_resolver(certificate);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         Ok(ServerTls { config: Arc::new(config), verifier })
     }
@@ -91,6 +103,13 @@ impl ServerTls {
             }
         }
     }
+}
+
+/// A certificate that never changes.
+pub(crate) fn single(credential: &Credential) -> Result<SingleCertAndKey, TlsError> {
+    let provider = rustls::crypto::ring::default_provider();
+    let certified = CertifiedKey::from_der(credential.certificates()?, credential.key()?, &provider)?;
+    Ok(SingleCertAndKey::from(certified))
 }
 
 /// Lets every client finish the handshake: whether its certificate is believed is a question of authentication,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use coracle_client::LiveCertificate;
 use jiff::SignedDuration;
 
 use crate::logs::pod_log_directory;
@@ -52,12 +53,10 @@ pub struct KubeletConfig {
 pub struct KubeletApi {
     /// Address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Server certificate, with the node's addresses, in PEM.
-    pub certificate_pem: Vec<u8>,
-    /// Its key, in PEM.
-    pub key_pem: Vec<u8>,
+    /// Server certificate, with the node's addresses.
+    pub certificate: LiveCertificate,
     /// The authority that signs client certificates, in PEM.
-    pub client_ca_pem: Vec<u8>,
+    pub client_ca_pem: String,
 }
 
 impl std::fmt::Debug for KubeletApi {

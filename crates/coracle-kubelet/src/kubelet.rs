@@ -155,9 +155,8 @@ impl Kubelet {
 /// Serves logs and exec until the end. Without them the node still works, so that a failure is only told.
 async fn serve_api(context: Arc<Context>, api: KubeletApi, listener: TcpListener, ending: CancellationToken) {
     let config = ServerConfig {
-        certificate_pem: String::from_utf8_lossy(&api.certificate_pem).into_owned(),
-        key_pem: String::from_utf8_lossy(&api.key_pem).into_owned(),
-        client_ca_pem: String::from_utf8_lossy(&api.client_ca_pem).into_owned(),
+        certificate: api.certificate,
+        client_ca_pem: api.client_ca_pem,
         pods_log_dir: context.config.pod_logs_dir.clone(),
         header_timeout: API_HEADER_TIMEOUT,
         shutdown_grace: API_SHUTDOWN_GRACE,

@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use coracle_client::LiveCertificate;
 use k8s_openapi::api::core::v1::Pod;
 
 pub use lookup::{LookupError, has_container, log_container, running_container};
@@ -42,10 +43,8 @@ pub trait PodSource: Send + Sync {
 /// How to serve.
 #[derive(Clone)]
 pub struct ServerConfig {
-    /// The serving certificate (and what leads from it to the authority), PEM.
-    pub certificate_pem: String,
-    /// Its private key, PEM.
-    pub key_pem: String,
+    /// The serving certificate, and what leads from it to the authority.
+    pub certificate: LiveCertificate,
     /// The authority that signed the callers' certificates, PEM.
     pub client_ca_pem: String,
     /// The directory of all Pods' logs. No log outside of it is read.

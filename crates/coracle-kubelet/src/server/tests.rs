@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use coracle_client::LiveCertificate;
 use coracle_clock::Clock;
 use coracle_cri::{
     Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter, ContainerId,
@@ -296,8 +297,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let config = ServerConfig {
-            certificate_pem,
-            key_pem,
+            certificate: LiveCertificate::new(&certificate_pem, &key_pem).unwrap(),
             client_ca_pem: authority.certificate_pem.clone(),
             pods_log_dir: logs.path().to_owned(),
             header_timeout,

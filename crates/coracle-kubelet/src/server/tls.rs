@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use coracle_clock::Clock;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::time_provider::TimeProvider;
 use rustls::{RootCertStore, crypto};
@@ -70,17 +70,11 @@ pub(super) fn acceptor(config: &ServerConfig, clock: &Clock) -> Result<TlsAccept
         .build()
         .map_err(|e| unusable("the client authority")(&e))?;
 
-    let chain = CertificateDer::pem_slice_iter(config.certificate_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| unusable("the serving certificate")(&e))?;
-    let key = PrivateKeyDer::from_pem_slice(config.key_pem.as_bytes())
-        .map_err(|e| unusable("the serving certificate's key")(&e))?;
     let mut tls = rustls::ServerConfig::builder_with_details(provider, Arc::new(ClockTime(clock.clone())))
         .with_safe_default_protocol_versions()
         .map_err(|e| unusable("the TLS library")(&e))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(|e| unusable("the serving certificate")(&e))?;
+        .with_cert_resolver(Arc::new(config.certificate.clone()));
     tls.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }
