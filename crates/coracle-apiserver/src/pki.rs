@@ -6,6 +6,7 @@
 //! every kubeconfig in the world trusts it; when it cannot be used, the error names the file and says what to do.
 
 mod files;
+mod fits;
 mod request;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 pub use files::write_private;
+pub use fits::fits;
 pub use request::{BadRequest, OwnKey, PublicKey, certificate_fingerprint};
 
 /// How long an authority lives.
@@ -357,7 +359,7 @@ impl CertificateAuthority {
                 certificate_pem: files::read_private(&certificate_path)?,
                 key_pem: files::read_private(&key_path)?,
             };
-            if self.still_fits(&credential, request, now) {
+            if fits(&self.certificate_pem, &credential, request, now) {
                 return Ok(credential);
             }
         }
@@ -366,24 +368,6 @@ impl CertificateAuthority {
         write_private(&key_path, credential.key_pem.as_bytes())?;
         write_private(&certificate_path, credential.certificate_pem.as_bytes())?;
         Ok(credential)
-    }
-
-    fn still_fits(&self, credential: &Credential, request: &CertificateRequest, now: Timestamp) -> bool {
-        let Ok(der) = CertificateDer::from_pem_slice(credential.certificate_pem.as_bytes()) else {
-            return false;
-        };
-        let (Some(leaf), Some(authority)) = (parse(&der), parse(&self.certificate_der)) else {
-            return false;
-        };
-        let Ok(key) = KeyPair::from_pem(&credential.key_pem) else { return false };
-        let (not_before, not_after) = validity(&leaf);
-        let renew_at = not_after.saturating_sub(RENEW_BEFORE).unwrap_or(not_after);
-        now >= not_before
-            && (now < renew_at || not_after >= self.not_after)
-            && now < not_after
-            && leaf.verify_signature(Some(authority.public_key())).is_ok()
-            && leaf.public_key().subject_public_key.data.as_ref() == key.public_key_raw()
-            && names(&leaf) == wanted_names(request)
     }
 }
 
