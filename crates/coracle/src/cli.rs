@@ -1,5 +1,6 @@
 //! The command line. Parsing does nothing; [`crate::commands`] does.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -38,8 +39,20 @@ pub(crate) struct Target {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start a one-node cluster in the background and wait until its node is Ready.
+    /// Start a cluster in the background, with this machine as its first node, and wait until that is Ready.
     Up(Up),
+    /// Run the same cluster in the foreground, for a service manager; logs go to standard error.
+    Server(Server),
+    /// Make this machine a node of a cluster that runs on another one.
+    ///
+    /// On the server, `coracle token create` prints the whole command. A machine that has joined once needs neither
+    /// --server nor --token again. Stays in the foreground unless told to --detach.
+    Node(Node),
+    /// Make, list and remove the tokens by which other machines join this cluster.
+    Token {
+        #[command(subcommand)]
+        command: Token,
+    },
     /// Stop the cluster and its containers.
     Down {
         /// Also remove everything that the cluster left on this machine: data, images, network, cgroups.
@@ -66,9 +79,15 @@ pub(crate) enum Command {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Up {
-    /// Stay in the foreground and log to standard error.
-    #[arg(long)]
-    pub(crate) foreground: bool,
+    #[command(flatten)]
+    pub(crate) server: Server,
+    /// Give up after so many seconds if the node is not Ready.
+    #[arg(long, default_value_t = 60)]
+    pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Server {
     /// Port of the API server; remembered for the next start. [default: 6443, or the next free one]
     #[arg(long)]
     pub(crate) port: Option<u16>,
@@ -78,9 +97,69 @@ pub(crate) struct Up {
     /// Addresses for Services, in CIDR form; remembered. [default: 10.43.0.0/16, or the next range not in use]
     #[arg(long)]
     pub(crate) service_cidr: Option<String>,
-    /// Give up after so many seconds if the node is not Ready.
+    /// Another name or address under which this server is reached, for its certificate; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tls_san: Vec<String>,
+    #[command(flatten)]
+    pub(crate) machine: MachineOptions,
+}
+
+/// What this machine is as a node.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct MachineOptions {
+    /// Name of this machine's Node; remembered. [default: the host name at the first start]
+    #[arg(long, value_parser = node_name)]
+    pub(crate) node_name: Option<String>,
+    /// Address under which other machines reach this one. [default: that of the default route]
+    #[arg(long)]
+    pub(crate) address: Option<Ipv4Addr>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Node {
+    /// URL of the server, as https://192.0.2.1:6443; remembered.
+    #[arg(long)]
+    pub(crate) server: Option<String>,
+    /// The join token. In a file, or in the environment, it does not show in the list of processes.
+    #[arg(long, env = "CORACLE_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// File that holds the join token.
+    #[arg(long, conflicts_with = "token")]
+    pub(crate) token_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) machine: MachineOptions,
+    /// Run in the background, and return when the node is Ready.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// With --detach: give up after so many seconds if the node is not Ready.
     #[arg(long, default_value_t = 60)]
     pub(crate) timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print the command that joins with it. One machine can use it, once.
+    Create {
+        /// How long it works, as 30m or 24h.
+        #[arg(long, default_value = "24h", value_parser = time_to_live)]
+        ttl: jiff::SignedDuration,
+        /// Let any number of machines use it until it expires.
+        #[arg(long)]
+        reusable: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// List the tokens, without their secrets.
+    Ls {
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Remove tokens by id.
+    Rm {
+        /// Ids: the first six characters.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -138,6 +217,23 @@ fn cluster_name(text: &str) -> Result<String, String> {
     }
 }
 
+fn node_name(text: &str) -> Result<String, String> {
+    match coracle_api::names::dns1123_subdomain(text).into_iter().next() {
+        None => Ok(text.to_owned()),
+        Some(problem) => Err(problem),
+    }
+}
+
+fn time_to_live(text: &str) -> Result<jiff::SignedDuration, String> {
+    let duration: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
+    let year = jiff::SignedDuration::from_hours(366 * 24);
+    if duration >= jiff::SignedDuration::from_secs(1) && duration <= year {
+        Ok(duration)
+    } else {
+        Err("a token lives for a second at least and a year at most".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +241,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn tokens_live_for_a_sensible_time() {
+        assert_eq!(time_to_live("30m"), Ok(jiff::SignedDuration::from_mins(30)));
+        for bad in ["", "0s", "-1h", "soon", "9000h"] {
+            assert!(time_to_live(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

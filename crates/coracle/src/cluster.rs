@@ -3,18 +3,25 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use coracle_api::join::ClusterNetwork;
 use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::{Target, Up};
+use crate::cli::{Server, Target};
 use crate::ranges::{self, Range};
 
 /// The name whose cluster gets the well-known ports and log directories.
 pub(crate) const DEFAULT_NAME: &str = "coracle";
+
+/// Services have a bitmap of their range, which the API server keeps this small.
+const WIDEST_SERVICES: u32 = 12;
+
+/// Held by whoever chooses the settings of a new cluster.
+const CHOOSE_LOCK: &str = "choose.lock";
 
 /// Where everything of one cluster is.
 #[derive(Debug, Clone)]
@@ -38,6 +45,20 @@ pub(crate) struct Settings {
     pub(crate) bridge: String,
     pub(crate) pod_cidr: String,
     pub(crate) service_cidr: String,
+    /// Name of this machine's Node. A host name that changes later makes no second Node.
+    pub(crate) node_name: String,
+    /// The cluster on another machine that this machine is a node of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) joined: Option<Joined>,
+}
+
+/// What a machine knows of the cluster that it has joined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Joined {
+    /// URL of the server.
+    pub(crate) server: String,
+    /// What all nodes agree on.
+    pub(crate) network: ClusterNetwork,
 }
 
 impl Cluster {
@@ -88,6 +109,11 @@ impl Cluster {
         format!("/coracle-{}", self.name)
     }
 
+    /// This machine's key and certificates as a node of a cluster on another one.
+    pub(crate) fn node_pki(&self) -> PathBuf {
+        self.data.join("node-pki")
+    }
+
     /// The nftables table of this cluster.
     pub(crate) fn nft_table(&self) -> String {
         format!("coracle-{}", self.name)
@@ -131,21 +157,54 @@ impl Cluster {
         }
     }
 
+    /// Keeps settings that have changed.
+    pub(crate) fn keep_settings(&self, settings: &Settings) -> anyhow::Result<()> {
+        private_directory(&self.data)?;
+        write_private(&self.settings_file(), &serde_json::to_vec_pretty(settings)?)
+    }
+
+    /// Takes back what was chosen for a node that did not get to join.
+    pub(crate) fn drop_settings_unless_joined(&self) -> anyhow::Result<()> {
+        if self.settings()?.is_some_and(|settings| settings.joined.is_none()) {
+            let path = self.settings_file();
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        Ok(())
+    }
+
     /// The settings; at the first start they are chosen, around those of the other clusters, and kept.
     pub(crate) fn settings_or_choose(&self, wishes: &Wishes) -> anyhow::Result<Settings> {
         private_directory(&self.base)?;
         // Two clusters that start for the first time at once must not choose the same.
-        let _guard = lock_file(&self.base.join("choose.lock"))?;
+        let _guard = lock_file(&self.base.join(CHOOSE_LOCK))?;
         if let Some(settings) = self.settings()? {
             wishes.check(&settings)?;
             return Ok(settings);
         }
+        if let Some(trace) = self.trace_of_namesake() {
+            bail!(
+                "{trace} belongs to a cluster {:?} with another --data-dir: choose another --name, or remove that one \
+                 with `coracle down --purge`",
+                self.name
+            );
+        }
         let machine =
             Machine { port_is_free: &port_is_free, link_exists: &link_exists, ranges: ranges::of_machine() };
         let settings = choose(&self.others()?, wishes, &machine)?;
-        private_directory(&self.data)?;
-        write_private(&self.settings_file(), &serde_json::to_vec_pretty(&settings)?)?;
+        self.keep_settings(&settings)?;
         Ok(settings)
+    }
+
+    /// A cgroup with this cluster's name, although this cluster was never started.
+    fn trace_of_namesake(&self) -> Option<String> {
+        let root = self.cgroup_root();
+        let hierarchies =
+            fs::read_dir("/sys/fs/cgroup").ok()?.filter_map(Result::ok).map(|entry| entry.path());
+        hierarchies
+            .chain([PathBuf::from("/sys/fs/cgroup")])
+            .map(|hierarchy| hierarchy.join(root.trim_start_matches('/')))
+            .find(|path| path.is_dir())
+            .map(|path| path.display().to_string())
     }
 
     /// Settings of the other clusters under the same directory.
@@ -156,10 +215,33 @@ impl Cluster {
         {
             let other = Cluster { data: entry?.path(), ..self.clone() };
             if other.data != self.data && other.data.is_dir() {
-                others.extend(other.settings()?);
+                // One that is damaged is no reason for this one not to start; its links show all the same.
+                match other.settings() {
+                    Ok(settings) => others.extend(settings),
+                    Err(error) => crate::output::note(format_args!("warning: {error:#}")),
+                }
             }
         }
         Ok(others)
+    }
+
+    /// Removes what clusters share, if this was the last of them.
+    pub(crate) fn forget(&self) -> anyhow::Result<()> {
+        for base in [Some(self.base.as_path()), self.run.parent()].into_iter().flatten() {
+            let lock = base.join(CHOOSE_LOCK);
+            if lock.exists() {
+                // Held, so that nobody who chooses now loses the file under their hands.
+                let _guard = lock_file(&lock)?;
+                let alone = fs::read_dir(base)
+                    .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| e.path() == lock)));
+                if alone {
+                    let _ = fs::remove_file(&lock);
+                }
+            }
+            // Fails while another cluster is there, as it should.
+            let _ = fs::remove_dir(base);
+        }
+        Ok(())
     }
 
     /// Takes the lock that a running cluster holds, and writes this process's id into it.
@@ -212,14 +294,16 @@ pub(crate) struct Wishes {
     pub(crate) api_port: Option<u16>,
     pub(crate) pod_cidr: Option<String>,
     pub(crate) service_cidr: Option<String>,
+    pub(crate) node_name: Option<String>,
 }
 
 impl Wishes {
-    pub(crate) fn of(options: &Up) -> Self {
+    pub(crate) fn of(options: &Server) -> Self {
         Wishes {
             api_port: options.port,
             pod_cidr: options.pod_cidr.clone(),
             service_cidr: options.service_cidr.clone(),
+            node_name: options.machine.node_name.clone(),
         }
     }
 
@@ -239,6 +323,9 @@ impl Wishes {
         }
         if let Some(cidr) = self.service_cidr.as_ref().filter(|cidr| **cidr != settings.service_cidr) {
             return differs("--service-cidr", cidr.clone(), settings.service_cidr.clone());
+        }
+        if let Some(name) = self.node_name.as_ref().filter(|name| **name != settings.node_name) {
+            return differs("--node-name", name.clone(), settings.node_name.clone());
         }
         Ok(())
     }
@@ -289,6 +376,9 @@ fn choose(others: &[Settings], wishes: &Wishes, machine: &Machine<'_>) -> anyhow
             "there are already 100 clusters on this machine, or no range is free: remove a cluster with \
              `coracle down --purge`, or choose a --pod-cidr and a --service-cidr",
         )?;
+    if services.length() < WIDEST_SERVICES {
+        bail!("--service-cidr {services}: the prefix length must be from {WIDEST_SERVICES} to 24");
+    }
     if services.overlaps(pods) {
         bail!("--service-cidr {services} overlaps the Pods' range {pods}");
     }
@@ -305,7 +395,25 @@ fn choose(others: &[Settings], wishes: &Wishes, machine: &Machine<'_>) -> anyhow
     };
     let kubelet_port = free_port(10250 + u16::from(index)).context("no free port for the node agent")?;
     let (pod_cidr, service_cidr) = (pods.to_string(), services.to_string());
-    Ok(Settings { index, api_port, kubelet_port, bridge: bridge_name(index), pod_cidr, service_cidr })
+    let node_name = match &wishes.node_name {
+        Some(name) => name.clone(),
+        None => host_name()?,
+    };
+    let bridge = bridge_name(index);
+    Ok(Settings { index, api_port, kubelet_port, bridge, pod_cidr, service_cidr, node_name, joined: None })
+}
+
+/// The host name, in the form that the name of a Node has.
+fn host_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("cannot read the host name")?;
+    let name: String = name
+        .to_string_lossy()
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '.' || c == '-' { c } else { '-' })
+        .collect();
+    let name = name.trim_matches(['-', '.']);
+    Ok(if name.is_empty() { "node".to_owned() } else { name.to_owned() })
 }
 
 fn bridge_name(index: u8) -> String {
@@ -369,9 +477,17 @@ fn whole_file() -> libc::flock {
 }
 
 fn lock_file(path: &Path) -> anyhow::Result<Flock<File>> {
-    Flock::lock(open_lock(path)?, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .with_context(|| format!("cannot lock {}", path.display()))
+    loop {
+        let locked = Flock::lock(open_lock(path)?, FlockArg::LockExclusive)
+            .map_err(|(_, error)| error)
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        // Whoever held it may have removed the file: then this is a lock on nothing.
+        let same = |there: fs::Metadata| locked.metadata().is_ok_and(|mine| mine.ino() == there.ino());
+        if fs::metadata(path).is_ok_and(same) {
+            return Ok(locked);
+        }
+        private_directory(path.parent().unwrap_or(Path::new("/")))?;
+    }
 }
 
 fn read_pid(file: &mut File) -> Option<i32> {
@@ -446,6 +562,9 @@ mod tests {
             service_cidr: Some("10.9.1.0/24".into()),
             ..Wishes::default()
         };
+        let wide = Wishes { service_cidr: Some("11.0.0.0/8".into()), ..Wishes::default() };
+        let message = choose(&[], &wide, &machine()).unwrap_err().to_string();
+        assert!(message.contains("from 12 to 24"), "{message}");
         let message = choose(&[], &both, &machine()).unwrap_err().to_string();
         assert_eq!(message, "--service-cidr 10.9.1.0/24 overlaps the Pods' range 10.9.0.0/16");
     }

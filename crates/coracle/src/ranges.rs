@@ -23,6 +23,11 @@ pub(crate) enum BadRange {
 }
 
 impl Range {
+    /// Length of the prefix.
+    pub(crate) fn length(self) -> u32 {
+        self.mask.leading_ones()
+    }
+
     pub(crate) fn overlaps(self, other: Range) -> bool {
         let common = self.mask & other.mask;
         self.first & common == other.first & common

@@ -34,7 +34,7 @@ pub(crate) fn run(cluster: &Cluster, purge: bool) -> anyhow::Result<ExitCode> {
     }
     // From here on nobody else may start it.
     let lock = cluster.lock()?;
-    let stopped = daemon::stop_containers(cluster)?;
+    let stopped = daemon::stop_containers(cluster, purge)?;
     output::progress(clock.elapsed(), format_args!("{stopped} Pods stopped"));
     if purge {
         daemon::purge(cluster)?;

@@ -3,7 +3,10 @@
 mod down;
 mod image;
 mod kubeconfig;
+mod launch;
+mod node;
 mod status;
+mod token;
 mod up;
 
 use std::process::ExitCode;
@@ -15,8 +18,10 @@ use crate::cluster::Cluster;
 pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let cluster = Cluster::of(&cli.target);
     match cli.command {
-        Command::Up(options) if options.foreground => crate::daemon::run(&cluster, &options),
         Command::Up(options) => up::run(&cluster, &options, &cli.target),
+        Command::Server(options) => up::serve(&cluster, &options),
+        Command::Node(options) => node::run(&cluster, &options, &cli.target),
+        Command::Token { command } => token::run(&cluster, command),
         Command::Down { purge } => down::run(&cluster, purge),
         Command::Status { output } => status::run(&cluster, output.output),
         Command::Kubeconfig { path } => kubeconfig::run(&cluster, path),

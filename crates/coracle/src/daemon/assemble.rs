@@ -3,27 +3,26 @@
 //! Start: certificates ▸ store ▸ API server ▸ informers ▸ scheduler and controllers ▸ network, images, runtime ▸
 //! node agent. End: the other way round. Containers belong to keepers and are not touched by either.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::Context;
+use coracle_api::join::ClusterNetwork;
 use coracle_apiserver::auth::UserInfo;
-use coracle_apiserver::{ApiServer, KubeletClient, ServerTls};
+use coracle_apiserver::{ApiServer, Joining, KubeletClient, NODE_NETWORK, ServerTls};
 use coracle_client::{Informer, ListOptions, in_process};
-use coracle_clock::{Clock, Ids, Rng, select};
+use coracle_clock::{Clock, Ids, Rng};
 use coracle_controllers::{ControllerInputs, ControllersConfig};
-use coracle_kubelet::{Kubelet, KubeletApi, KubeletConfig, Machine};
-use coracle_net::bridge::{BridgeConfig, BridgeNetwork};
-use coracle_runtime::{EmbeddedRuntime, RuntimeConfig};
 use coracle_scheduler::{Profile, Scheduler, SchedulerInputs};
 use coracle_store::embedded::EmbeddedStore;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::identity::{Host, Identities};
-use super::{READY_LINE, open_images, progress};
+use super::host::Host;
+use super::identity::Identities;
+use super::node::{self, Membership};
+use super::{progress, renewal};
 use crate::cluster::{Cluster, Settings};
 
 /// Who feeds the informers that components of this process share.
@@ -32,20 +31,23 @@ const INFORMERS: &str = "system:coracle-informers";
 /// Prefix length of a node's share of the Pod network.
 const NODE_PREFIX: u8 = 24;
 
-/// The most Pods of a node: upstream's default.
-const MAX_PODS: u32 = 110;
-
 /// Runs everything until SIGTERM or SIGINT.
 pub(super) async fn run(
     cluster: &Cluster,
     settings: &Settings,
+    host: &Host,
+    also_known_as: &[String],
     clock: Clock,
     mut rng: Rng,
 ) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    let host = Host::this()?;
-    let identities = Identities::prepare(cluster, settings, &host, clock.now())?;
-    let server = start_server(cluster, settings, &host, &identities, &clock, &mut rng).await?;
+    let identities = Identities::prepare(cluster, settings, host, also_known_as, clock.now())?;
+    let network = ClusterNetwork {
+        pod_cidr: settings.pod_cidr.clone(),
+        service_cidr: settings.service_cidr.clone(),
+        vni: identities.authority.overlay_number(),
+    };
+    let server = start_server(cluster, settings, host, &identities, &network, &clock, &mut rng).await?;
     progress("API server is up");
 
     let listener =
@@ -55,7 +57,7 @@ pub(super) async fn run(
                 settings.api_port
             )
         })?;
-    let tls = ServerTls::new(&identities.api_server, &identities.authority)?;
+    let tls = ServerTls::with_certificate(Arc::new(identities.api_server.clone()), &identities.authority)?;
     let serving = {
         let (server, stop) = (Arc::clone(&server), stop.clone());
         tokio::spawn(async move { server.serve(listener, tls, stop).await })
@@ -89,25 +91,28 @@ pub(super) async fn run(
     };
     progress("scheduler and controllers are up");
 
-    let node_client = in_process(server.in_process(UserInfo::node(&host.name)));
-    let kubelet = start_node(cluster, settings, &host, &identities, node_client, &clock, &mut rng).await?;
-    let node = {
-        let stopped = stop.clone().cancelled_owned();
+    let all_nodes =
+        Informer::start(client(NODE_NETWORK), ListOptions::default(), clock.clone(), rng.fork("overlay"));
+    let membership = Membership {
+        client: in_process(server.in_process(UserInfo::node(&host.name))),
+        nodes: all_nodes,
+        serving: identities.kubelet_server.clone(),
+        authority_pem: identities.authority.certificate_pem().to_owned(),
+        network,
+    };
+    let node = node::start(cluster, settings, host, membership, &clock, &mut rng, &stop).await?;
+    progress("node agent is up");
+    let renewing = {
+        let (clock, stop) = (clock.clone(), stop.clone());
         tokio::spawn(async move {
-            if let Err(error) = kubelet.run(stopped).await {
-                tracing::error!(
-                    error = format!("{:#}", anyhow::Error::from(error)),
-                    "the node agent cannot run"
-                );
-            }
+            renewal::keep(clock.clone(), stop, || std::future::ready(identities.renew(clock.now()))).await;
         })
     };
-    progress("node agent is up");
 
-    wait_for_the_end(&informers.nodes, &host.name).await?;
-    tracing::info!("ending");
+    node::wait_for_the_end(&informers.nodes, &host.name).await?;
     stop.cancel();
-    for (what, task) in [("node agent", node), ("controllers", controlling), ("scheduler", scheduling)] {
+    node.ended().await;
+    for (what, task) in [("controllers", controlling), ("scheduler", scheduling), ("renewal", renewing)] {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "ended badly");
         }
@@ -117,38 +122,12 @@ pub(super) async fn run(
     Ok(())
 }
 
-/// Says when the node is Ready, then waits for a signal.
-async fn wait_for_the_end(nodes: &Informer<Node>, name: &str) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
-    let ready = async {
-        let mut changes = nodes.subscribe();
-        while !nodes.get("", name).is_some_and(|node| is_ready(&node)) {
-            if changes.changed().await.is_none() {
-                return;
-            }
-        }
-        progress(READY_LINE);
-        std::future::pending::<()>().await;
-    };
-    select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-        () = ready => {}
-    }
-    Ok(())
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
-    conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
-}
-
 async fn start_server(
     cluster: &Cluster,
     settings: &Settings,
     host: &Host,
     identities: &Identities,
+    network: &ClusterNetwork,
     clock: &Clock,
     rng: &mut Rng,
 ) -> anyhow::Result<Arc<ApiServer>> {
@@ -157,76 +136,15 @@ async fn start_server(
     let (store, recovery) = EmbeddedStore::open_dir(&directory, clock.clone(), options)
         .with_context(|| format!("cannot open the store in {}", directory.display()))?;
     tracing::info!(?recovery, "store is open");
+    let towards_nodes = Arc::new(identities.kubelet_client.clone());
     let config = coracle_apiserver::Config {
         service_range: settings.service_cidr.parse().context("the range of Services")?,
         advertise: SocketAddr::new(host.address, settings.api_port),
-        kubelet: Some(KubeletClient::new(&identities.kubelet_client, &identities.authority)?),
+        kubelet: Some(KubeletClient::with_certificate(towards_nodes, &identities.authority)?),
+        joining: Some(Joining { authority: Arc::clone(&identities.authority), network: network.clone() }),
     };
     let ids = Arc::new(Ids::new(rng.fork("ids")));
     ApiServer::start(config, store, clock.clone(), ids).await.context("cannot start the API server")
-}
-
-async fn start_node(
-    cluster: &Cluster,
-    settings: &Settings,
-    host: &Host,
-    identities: &Identities,
-    client: kube::Client,
-    clock: &Clock,
-    rng: &mut Rng,
-) -> anyhow::Result<Kubelet> {
-    let network = Arc::new(open_network(cluster, settings)?);
-    let images = Arc::new(open_images(cluster)?);
-    let runtime = EmbeddedRuntime::open(
-        runtime_config(cluster),
-        network,
-        images.clone(),
-        clock.clone(),
-        rng.fork("runtime"),
-    )
-    .await
-    .context("cannot open the container runtime")?;
-    let config = KubeletConfig {
-        node_name: host.name.clone(),
-        hostname: host.name.clone(),
-        node_ips: vec![host.address],
-        node_labels: Default::default(),
-        machine: Machine::inspect(&cluster.data),
-        max_pods: MAX_PODS,
-        api: Some(KubeletApi {
-            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), settings.kubelet_port),
-            certificate_pem: identities.kubelet_server.certificate_pem.clone().into_bytes(),
-            key_pem: identities.kubelet_server.key_pem.clone().into_bytes(),
-            client_ca_pem: identities.authority.certificate_pem().as_bytes().to_vec(),
-        }),
-        pods_dir: cluster.pod_directories(),
-        pod_logs_dir: cluster.pod_logs(),
-        container_logs_dir: cluster.container_logs(),
-        // The runtime keeps everything below its own group already.
-        cgroup_root: String::new(),
-        resolv_conf: "/etc/resolv.conf".into(),
-        hosts_file: "/etc/hosts".into(),
-        cluster_dns: Vec::new(),
-        cluster_domain: "cluster.local".to_owned(),
-        restart_backoff_max: jiff::SignedDuration::from_secs(300),
-    };
-    Ok(Kubelet::new(config, client, runtime, images, clock.clone(), rng.fork("kubelet")))
-}
-
-/// The Pod network of this cluster on this machine.
-pub(super) fn open_network(cluster: &Cluster, settings: &Settings) -> anyhow::Result<BridgeNetwork> {
-    let mut config = BridgeConfig::new(&settings.bridge, cluster.data.join("network"));
-    config.nft_table = cluster.nft_table();
-    BridgeNetwork::open(config).context("cannot set up the Pod network")
-}
-
-/// The container runtime of this cluster on this machine.
-pub(super) fn runtime_config(cluster: &Cluster) -> RuntimeConfig {
-    RuntimeConfig {
-        data_dir: cluster.data.join("runtime"),
-        run_dir: cluster.run.clone(),
-        cgroup_root: cluster.cgroup_root().into(),
-    }
 }
 
 /// One shared copy a kind for all components of this process.

@@ -1,20 +1,26 @@
 //! The cluster's process: assembles the parts, runs them, ends them in order. And what `down` does from outside.
 
 mod assemble;
+mod host;
 mod identity;
+mod joined;
+mod node;
+mod renewal;
 mod teardown;
 
 use std::io::Write;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use coracle_clock::{Clock, Rng};
 use coracle_runtime::image::{ImageStore, ImageStoreConfig};
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::Up;
-use crate::cluster::{Cluster, Wishes};
+use crate::cli;
+use crate::cluster::{Cluster, Settings, Wishes};
 
+pub(crate) use host::Host;
+pub(crate) use joined::Invitation;
 pub(crate) use teardown::{purge, stop_containers};
 
 /// The line of progress that says that the node is Ready; the last one.
@@ -24,13 +30,70 @@ pub(crate) const READY_LINE: &str = "ready";
 const WORKERS: usize = 2;
 
 /// Runs the cluster in this process until a signal ends it.
-pub(crate) fn run(cluster: &Cluster, options: &Up) -> anyhow::Result<ExitCode> {
+pub(crate) fn run_server(cluster: &Cluster, options: &cli::Server) -> anyhow::Result<ExitCode> {
+    check_own(cluster)?;
+    let settings = cluster.settings_or_choose(&Wishes::of(options))?;
+    let host = Host::this(&settings, options.machine.address);
+    in_the_foreground(cluster, async {
+        assemble::run(cluster, &settings, &host, &options.tls_san, Clock::system(), Rng::from_os()).await
+    })
+}
+
+/// A node of another machine's cluster is none of its own.
+pub(crate) fn check_own(cluster: &Cluster) -> anyhow::Result<()> {
+    if let Some(joined) = cluster.settings()?.and_then(|settings| settings.joined) {
+        bail!(
+            "this machine is a node of {}: start it with `coracle node`, or choose another --name",
+            joined.server
+        );
+    }
+    Ok(())
+}
+
+/// Runs this machine as a node of another one's cluster until a signal ends it.
+pub(crate) fn run_node(
+    cluster: &Cluster,
+    machine: &cli::MachineOptions,
+    invitation: &Invitation,
+) -> anyhow::Result<ExitCode> {
+    let known = cluster.settings()?;
+    if known.as_ref().is_some_and(|settings: &Settings| settings.joined.is_none())
+        && cluster.kubeconfig().exists()
+    {
+        bail!(
+            "cluster {:?} on this machine is its own: `coracle up` starts it; to join another one, choose another \
+             --name",
+            cluster.name
+        );
+    }
+    if known.is_none() && invitation.server.is_none() {
+        bail!(
+            "this machine has not joined a cluster yet: give --server and --token, as `coracle token create` on the \
+             server prints them"
+        );
+    }
+    let wishes = Wishes { node_name: machine.node_name.clone(), ..Wishes::default() };
+    let settings = cluster.settings_or_choose(&wishes)?;
+    let host = Host::this(&settings, machine.address);
+    let outcome = in_the_foreground(cluster, async {
+        joined::run(cluster, settings, &host, invitation, Clock::system(), Rng::from_os()).await
+    });
+    if outcome.is_err() && known.is_none() {
+        // What was chosen for a node that has not joined binds nobody.
+        cluster.drop_settings_unless_joined()?;
+    }
+    outcome
+}
+
+fn in_the_foreground(
+    cluster: &Cluster,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_env("CORACLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
-    let settings = cluster.settings_or_choose(&Wishes::of(options))?;
     let lock = cluster.lock()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -38,7 +101,7 @@ pub(crate) fn run(cluster: &Cluster, options: &Up) -> anyhow::Result<ExitCode> {
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(assemble::run(cluster, &settings, Clock::system(), Rng::from_os()))?;
+    runtime.block_on(work)?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
 }

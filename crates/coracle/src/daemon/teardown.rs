@@ -2,28 +2,38 @@
 //!
 //! Everything here looks at what there is and removes that; nothing depends on how the cluster ended.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
 use coracle_clock::{Clock, Rng};
 use coracle_cri::{ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState, RuntimeService};
+use coracle_net::overlay::{Overlay, OverlayConfig};
 use futures::future::join_all;
 
-use super::{assemble, open_images};
+use super::{node, open_images};
 use crate::cluster::Cluster;
 
 /// How long containers may take to end after their stop signal when the cluster goes down.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Stops all containers and sandboxes; returns how many sandboxes there were.
-pub(crate) fn stop_containers(cluster: &Cluster) -> anyhow::Result<usize> {
-    let Some(settings) = cluster.settings()? else { return Ok(0) };
+/// Stops all containers and sandboxes; returns how many sandboxes there were. What is about to be purged may be damaged.
+pub(crate) fn stop_containers(cluster: &Cluster, purging: bool) -> anyhow::Result<usize> {
+    let settings = match cluster.settings() {
+        Ok(Some(settings)) => settings,
+        Ok(None) => return Ok(0),
+        Err(error) if purging => {
+            crate::output::note(format_args!("warning: {error:#}"));
+            return Ok(0);
+        }
+        Err(error) => return Err(error),
+    };
     block_on(async {
         let clock = Clock::system();
-        let network = std::sync::Arc::new(assemble::open_network(cluster, &settings)?);
+        let network = std::sync::Arc::new(node::open_network(cluster, &settings)?);
         let images = std::sync::Arc::new(open_images(cluster)?);
-        let config = assemble::runtime_config(cluster);
+        let config = node::runtime_config(cluster);
         let runtime = coracle_runtime::EmbeddedRuntime::open(config, network, images, clock, Rng::from_os())
             .await
             .context("cannot open the container runtime")?;
@@ -38,24 +48,33 @@ pub(crate) fn stop_containers(cluster: &Cluster) -> anyhow::Result<usize> {
     })
 }
 
-/// Removes everything of the cluster from this machine.
+/// Removes everything of the cluster from this machine. Settings that are missing or damaged are no reason to leave
+/// the rest: all but the network links has the cluster's name.
 pub(crate) fn purge(cluster: &Cluster) -> anyhow::Result<()> {
-    if let Some(settings) = cluster.settings()? {
-        coracle_runtime::purge(&assemble::runtime_config(cluster))
-            .context("cannot remove what the container runtime left")?;
-        let network = assemble::open_network(cluster, &settings)?;
-        block_on(async { network.purge().await.context("cannot remove the Pod network") })?;
-        remove_logs(cluster)?;
+    coracle_runtime::purge(&node::runtime_config(cluster))
+        .context("cannot remove what the container runtime left")?;
+    match cluster.settings() {
+        Ok(Some(settings)) => {
+            let network = node::open_network(cluster, &settings)?;
+            let device = node::overlay_device(&settings);
+            let overlay = Overlay::new(OverlayConfig { device, vni: 0, address: Ipv4Addr::UNSPECIFIED });
+            block_on(async {
+                network.purge().await.context("cannot remove the Pod network")?;
+                overlay.purge().await.context("cannot remove the overlay")
+            })?;
+        }
+        Ok(None) => {}
+        Err(error) => crate::output::note(format_args!(
+            "warning: {error:#}\nwarning: the cluster's links are not known: `ip link` shows those named coracleN, \
+             `ip link delete` removes them, and `nft delete table ip {}` its packet rules",
+            cluster.nft_table()
+        )),
     }
+    remove_logs(cluster)?;
     for directory in [&cluster.run, &cluster.data] {
         remove_all(directory)?;
-        // The directory of all clusters goes with the last of them.
-        if let Some(parent) = directory.parent() {
-            let _ = std::fs::remove_file(parent.join("choose.lock"));
-            let _ = std::fs::remove_dir(parent);
-        }
     }
-    Ok(())
+    cluster.forget()
 }
 
 /// Logs of this cluster's Pods, where they stand beside those of others. The directories of the Pods say which.

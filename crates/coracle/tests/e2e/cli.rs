@@ -91,13 +91,35 @@ fn containers_outlive_a_killed_cluster_process() {
     cluster.kubectl(&["run", "one", "--image", IMAGE, "--", "sleep", "3600"]);
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/one", "--timeout=30s"]);
     let before = cluster.get(&["pod", "one"]);
-    let pid = std::fs::read_to_string(cluster.data().join("lock")).unwrap();
-    assert!(Command::new("kill").args(["-9", pid.trim()]).status().unwrap().success());
+    cluster.kill();
     cluster.must(&["up"]);
     let after = cluster.get(&["pod", "one"]);
     assert_eq!(after["status"]["containerStatuses"], before["status"]["containerStatuses"]);
     assert_eq!(after["status"]["podIP"], before["status"]["podIP"]);
     assert_eq!(cluster.kubectl(&["exec", "one", "--", "echo", "alive"]), "alive\n");
+}
+
+#[test]
+fn damaged_settings_do_not_keep_a_cluster_from_being_purged() {
+    let cluster = Cluster::start();
+    cluster.kubectl(&["run", "one", "--image", IMAGE, "--", "sleep", "3600"]);
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/one", "--timeout=30s"]);
+    let settings = cluster.data().join("cluster.json");
+    let intact: serde_json::Value = serde_json::from_slice(&std::fs::read(&settings).unwrap()).unwrap();
+    std::fs::write(&settings, "{").unwrap();
+    let refused = cluster.coracle(&["down"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("down --purge"), "{refused:?}");
+    cluster.must(&["down", "--purge"]);
+    let bridge = intact["bridge"].as_str().unwrap();
+    let left: Vec<_> = traces(cluster.name())
+        .into_iter()
+        .filter(|trace| !trace.starts_with("link") && !trace.starts_with("nft"))
+        .collect();
+    assert!(left.is_empty(), "{left:#?}");
+    // What it said that it could not know.
+    let _ = Command::new("ip").args(["link", "del", bridge]).status();
+    let table = format!("coracle-{}", cluster.name());
+    let _ = Command::new("nft").args(["delete", "table", "ip", &table]).status();
 }
 
 #[test]
@@ -125,12 +147,15 @@ fn mistakes_say_what_to_do() {
         let start = format!("was never started here: start it with `coracle up --name {}`", cluster.name());
         assert!(message.contains(&start), "{arguments:?}: {message}");
     }
+    assert!(message(&["node"]).contains("give --server and --token"));
     assert!(!cluster.data().exists(), "asking leaves nothing behind");
     assert!(message(&["image", "import", "/no/such/file"]).contains("/no/such/file"));
+    assert!(message(&["token", "create"]).contains("after `coracle up`"));
     let output =
         Command::new(env!("CARGO_BIN_EXE_coracle")).args(["--name", "..", "status"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stderr).contains("lower-case letters"), "{output:?}");
     assert!(message(&["up", "--pod-cidr", "10.0.0.1/33"]).starts_with("error: --pod-cidr 10.0.0.1/33"));
+    assert!(message(&["up", "--service-cidr", "11.0.0.0/8"]).contains("from 12 to 24"));
     let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     assert!(message(&["up", "--port", &port]).contains("is in use"));

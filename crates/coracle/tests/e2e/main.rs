@@ -7,4 +7,5 @@
 mod cli;
 mod kubectl;
 mod lifecycle;
+mod machines;
 mod support;

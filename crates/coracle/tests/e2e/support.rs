@@ -48,6 +48,8 @@ pub(crate) fn busybox_archive() -> &'static Path {
 /// A running cluster that is purged when the test ends.
 pub(crate) struct Cluster {
     name: String,
+    /// Network namespace of the machine that it is on; this machine's own if `None`.
+    machine: Option<String>,
 }
 
 impl Cluster {
@@ -63,7 +65,22 @@ impl Cluster {
     pub(crate) fn without_start() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        Cluster { name: format!("e2e-{}-{number}", std::process::id()) }
+        Cluster { name: format!("e2e-{}-{number}", std::process::id()), machine: None }
+    }
+
+    /// A name of its own on another machine; nothing is started.
+    pub(crate) fn on(machine: &Machine) -> Self {
+        let mut cluster = Self::without_start();
+        cluster.machine = Some(machine.name.clone());
+        cluster
+    }
+
+    /// A command on the cluster's machine.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        match &self.machine {
+            None => Command::new(program),
+            Some(machine) => inside(machine, program),
+        }
     }
 
     /// Name of the cluster.
@@ -78,7 +95,7 @@ impl Cluster {
 
     /// Runs `coracle` on this cluster.
     pub(crate) fn coracle(&self, arguments: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_coracle"))
+        self.command(env!("CARGO_BIN_EXE_coracle"))
             .args([
                 "--name",
                 &self.name,
@@ -99,12 +116,22 @@ impl Cluster {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Kills the cluster's process, and returns when it is gone.
+    pub(crate) fn kill(&self) {
+        let pid: i32 = std::fs::read_to_string(self.data().join("lock")).unwrap().trim().parse().unwrap();
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
+        let mut ended = [rustix::event::PollFd::new(&process, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut ended, None).unwrap();
+    }
+
     fn kubectl_command(&self, version: Kubectl) -> Command {
         let program = match version {
             Kubectl::V37 => "kubectl-1.37",
             Kubectl::V32 => "kubectl-1.32",
         };
-        let mut command = Command::new("timeout");
+        let mut command = self.command("timeout");
         command
             .arg(LIMIT_SECONDS.to_string())
             .arg(root().join(".cache/bin").join(program))
@@ -205,6 +232,66 @@ impl Drop for Cluster {
             eprintln!("coracle down --purge: {}", String::from_utf8_lossy(&output.stderr));
         }
     }
+}
+
+/// A machine of its own as far as the network goes: a namespace with a cable to another one.
+pub(crate) struct Machine {
+    name: String,
+}
+
+impl Machine {
+    /// Two machines, 192.0.2.1 and 192.0.2.2, joined by a cable that is their way to everywhere.
+    pub(crate) fn pair() -> (Self, Self) {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let machine = |end: &str| {
+            let machine = Machine { name: format!("e2e-{}-{number}{end}", std::process::id()) };
+            ip(&["netns", "add", &machine.name]);
+            machine.ip(&["link", "set", "lo", "up"]);
+            machine
+        };
+        let (a, b) = (machine("a"), machine("b"));
+        ip(&[
+            "link", "add", "cable", "netns", &a.name, "type", "veth", "peer", "name", "cable", "netns",
+            &b.name,
+        ]);
+        for (machine, own, other) in [(&a, "192.0.2.1/24", "192.0.2.2"), (&b, "192.0.2.2/24", "192.0.2.1")] {
+            machine.ip(&["addr", "add", own, "dev", "cable"]);
+            machine.ip(&["link", "set", "cable", "up"]);
+            machine.ip(&["route", "add", "default", "via", other]);
+        }
+        (a, b)
+    }
+
+    /// Runs `ip` there.
+    pub(crate) fn ip(&self, arguments: &[&str]) {
+        let mut all = vec!["-n", &self.name];
+        all.extend(arguments);
+        ip(&all);
+    }
+
+    /// Links that the machine has.
+    pub(crate) fn links(&self) -> String {
+        let output = Command::new("ip").args(["-n", &self.name, "-br", "link"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).status();
+    }
+}
+
+fn ip(arguments: &[&str]) {
+    check(&Command::new("ip").args(arguments).output().unwrap(), &format!("ip {}", arguments.join(" ")));
+}
+
+/// A command on a machine. The network alone is another one: mounts and control groups are this machine's.
+fn inside(machine: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new("nsenter");
+    command.arg(format!("--net=/run/netns/{machine}")).arg("--").arg(program);
+    command
 }
 
 /// The events that a watch shows.
