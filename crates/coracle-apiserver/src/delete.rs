@@ -250,7 +250,7 @@ impl Core {
         let format = call.format()?;
         let bytes = body::read(body, &self.clock).await?;
         let options = DeleteOptions::read(call, &bytes)?;
-        let page = self.list_page(call, &ListOptions::all()).await?;
+        let page = self.list_page(call, &ListOptions::of(call)?).await?;
         let mut items = Vec::with_capacity(page.items.len());
         for kv in &page.items {
             let object = object::decode(&kv.value, kv.mod_revision).map_err(unreadable)?;
@@ -271,7 +271,7 @@ impl Core {
         let list = json!({
             "kind": format!("{}List", call.row.kind),
             "apiVersion": call.row.api_version(),
-            "metadata": { "resourceVersion": page.revision.to_string() },
+            "metadata": page.metadata(),
             "items": items,
         });
         Ok(format.value(StatusCode::OK, &list))

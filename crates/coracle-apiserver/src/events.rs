@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coracle_api::catalogue;
 use coracle_api::{Timestamp, Value};
-use coracle_store::{Compare, ListRequest, Op, StoreError, Txn};
+use coracle_store::{Compare, ListRequest, Op, Revision, StoreError, Txn, TxnOutcome};
 use jiff::SignedDuration;
 
 use crate::object;
@@ -47,14 +47,13 @@ pub(crate) async fn expire(core: Arc<Core>) {
     let Some(row) = catalogue::find("", "v1", "events") else { return };
     loop {
         let wait = match sweep(&core, row.storage_list_prefix(None)).await {
-            Ok(Some(due)) => {
+            Ok(Swept { next: Some(due), .. }) => {
                 let until = core.clock.now().duration_until(due);
                 Duration::try_from(until).unwrap_or(PACE).max(PACE)
             }
-            Ok(None) => {
-                let after = core.hub.progress();
+            Ok(Swept { next: None, revision }) => {
                 // Whatever ends the watch is a reason to look again as well.
-                if let Ok(mut watcher) = core.hub.watch(row.storage_prefix, after).await {
+                if let Ok(mut watcher) = core.hub.watch(row.storage_prefix, revision).await {
                     coracle_clock::select! {
                         () = core.draining.cancelled() => return,
                         _ = watcher.next() => {}
@@ -74,8 +73,16 @@ pub(crate) async fn expire(core: Arc<Core>) {
     }
 }
 
-/// Removes what is due; when the next one is.
-async fn sweep(core: &Core, prefix: String) -> Result<Option<Timestamp>, StoreError> {
+/// What a look at all Events came to.
+struct Swept {
+    /// What was looked at: Events that are written later have not been seen.
+    revision: Revision,
+    /// When the next one is due.
+    next: Option<Timestamp>,
+}
+
+/// Removes what is due.
+async fn sweep(core: &Core, prefix: String) -> Result<Swept, StoreError> {
     let page = core.store.list(&ListRequest { prefix: prefix.into(), ..ListRequest::default() }).await?;
     let now = core.clock.now();
     let mut next: Option<Timestamp> = None;
@@ -93,10 +100,11 @@ async fn sweep(core: &Core, prefix: String) -> Result<Option<Timestamp>, StoreEr
         let compares =
             batch.iter().map(|(key, seen)| Compare { key: key.clone(), mod_revision: *seen }).collect();
         let ops = batch.iter().map(|(key, _): &(Bytes, _)| Op::Delete { key: key.clone() }).collect();
-        core.store.txn(Txn { compares, ops }).await?;
-        next = next.or(Some(now));
+        if let TxnOutcome::Conflict(_) = core.store.txn(Txn { compares, ops }).await? {
+            next = Some(now);
+        }
     }
-    Ok(next)
+    Ok(Swept { revision: page.revision, next })
 }
 
 #[cfg(test)]

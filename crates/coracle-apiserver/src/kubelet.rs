@@ -13,7 +13,6 @@ use coracle_api::catalogue;
 use coracle_api::field::{FieldError, Path};
 use coracle_api::metadata;
 use coracle_api::status::{Reason, Status};
-use coracle_clock::Clock;
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited, StreamBody};
@@ -35,6 +34,8 @@ use crate::server::Core;
 use crate::tls::{TlsError, single};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a node agent may take to begin its answer: a machine that is frozen takes the connection, and no more.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const ERROR_TEXT_MAX: usize = 64 * 1024;
 
 /// The server's client identity towards node agents.
@@ -105,7 +106,7 @@ impl Agent {
 type Sender = hyper::client::conn::http1::SendRequest<Empty<bytes::Bytes>>;
 
 impl KubeletClient {
-    async fn connect(&self, agent: &Agent, clock: &Clock) -> Result<Sender, Status> {
+    async fn connect(&self, agent: &Agent, core: &Core) -> Result<Sender, Status> {
         let unreachable = |why: String| {
             tracing::warn!(node = agent.node, why, "cannot reach the node agent");
             Status::internal(&format!(
@@ -119,7 +120,8 @@ impl KubeletClient {
             let name = ServerName::try_from(agent.host.clone()).map_err(std::io::Error::other)?;
             self.connector.connect(name, stream).await
         };
-        let stream = clock
+        let stream = core
+            .clock
             .timeout(CONNECT_TIMEOUT, work)
             .await
             .ok_or_else(|| unreachable("timed out".to_owned()))?
@@ -136,9 +138,10 @@ impl KubeletClient {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| unreachable(error.to_string()))?;
-        // Ends with the answer's body or with the upgraded stream; there is nobody to join it but them.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
+        // Ends with the answer's body or when the stream is upgraded, and at the latest with the server.
+        let draining = core.draining.clone();
+        core.streams.spawn(async move {
+            if let Some(Err(error)) = draining.run_until_cancelled(connection.with_upgrades()).await {
                 tracing::debug!(%error, "connection to a node agent ended");
             }
         });
@@ -245,6 +248,28 @@ impl Core {
         Ok((agent, client))
     }
 
+    /// The head of a node agent's answer.
+    async fn head(
+        &self,
+        agent: &Agent,
+        answer: impl Future<Output = Result<Response<Incoming>, hyper::Error>>,
+    ) -> Result<Response<Incoming>, Status> {
+        let answer = self.clock.timeout(ANSWER_TIMEOUT, answer).await.ok_or_else(|| {
+            tracing::warn!(node = agent.node, "the node agent does not answer");
+            Status::internal(&format!("the kubelet of node {:?} does not answer", agent.node))
+        })?;
+        answer.map_err(|error| broken(agent, &error))
+    }
+
+    /// What a node agent says to its refusal.
+    async fn error_text(&self, response: Response<Incoming>) -> String {
+        let text = Limited::new(response.into_body(), ERROR_TEXT_MAX).collect();
+        match self.clock.timeout(ANSWER_TIMEOUT, text).await {
+            Some(Ok(collected)) => String::from_utf8_lossy(&collected.to_bytes()).trim_end().to_owned(),
+            Some(Err(_)) | None => String::new(),
+        }
+    }
+
     /// `GET pods/NAME/log`.
     pub(crate) async fn log(&self, call: &Call) -> Result<Response<Body>, Status> {
         let query = log_query(call)?;
@@ -261,11 +286,11 @@ impl Core {
             metadata::namespace(&pod),
             metadata::name(&pod)
         );
-        let mut sender = client.connect(&agent, &self.clock).await?;
+        let mut sender = client.connect(&agent, self).await?;
         let request = agent_request(Method::GET, &agent, &path, HeaderMap::new())?;
-        let response = sender.send_request(request).await.map_err(|error| broken(&agent, &error))?;
+        let response = self.head(&agent, sender.send_request(request)).await?;
         if !response.status().is_success() {
-            return Err(refusal(call, response).await);
+            return Err(refusal(call, response.status(), self.error_text(response).await));
         }
         let (parts, body) = response.into_parts();
         let mut answer = Response::new(until(self.draining.clone(), body));
@@ -297,11 +322,11 @@ impl Core {
         let (agent, client) = self.agent(node).await?;
         let path =
             format!("/exec/{}/{}/{container}?{query}", metadata::namespace(&pod), metadata::name(&pod));
-        let mut sender = client.connect(&agent, &self.clock).await?;
+        let mut sender = client.connect(&agent, self).await?;
         let onward = agent_request(Method::GET, &agent, &path, headers)?;
-        let response = sender.send_request(onward).await.map_err(|error| broken(&agent, &error))?;
+        let response = self.head(&agent, sender.send_request(onward)).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(refused_upgrade(response).await);
+            return Ok(refused_upgrade(response.status(), self.error_text(response).await));
         }
         let mut answer = Response::new(crate::body::full(Vec::new()));
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -312,7 +337,7 @@ impl Core {
         }
         let draining = self.draining.clone();
         // Lives as long as both connections do.
-        tokio::spawn(async move {
+        self.streams.spawn(async move {
             let joined = async {
                 let (near, far) =
                     futures::future::try_join(hyper::upgrade::on(request), hyper::upgrade::on(response))
@@ -395,21 +420,12 @@ fn is_of_upgrade(name: &http::HeaderName) -> bool {
 }
 
 /// A node agent's refusal of an upgrade: upstream passes it on as it is, and clients show its text.
-async fn refused_upgrade(response: Response<Incoming>) -> Response<Body> {
-    let code = response.status();
-    let text = error_text(response).await;
+fn refused_upgrade(code: StatusCode, text: String) -> Response<Body> {
     let mut answer = Response::new(crate::body::full(text));
     *answer.status_mut() =
         if code.is_client_error() || code.is_server_error() { code } else { StatusCode::BAD_GATEWAY };
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     answer
-}
-
-async fn error_text(response: Response<Incoming>) -> String {
-    match Limited::new(response.into_body(), ERROR_TEXT_MAX).collect().await {
-        Ok(collected) => String::from_utf8_lossy(&collected.to_bytes()).trim_end().to_owned(),
-        Err(_) => String::new(),
-    }
 }
 
 fn agent_request(
@@ -435,9 +451,7 @@ fn broken(agent: &Agent, error: &hyper::Error) -> Status {
 }
 
 /// What a node agent's refusal means to the client.
-async fn refusal(call: &Call, response: Response<Incoming>) -> Status {
-    let code = response.status();
-    let text = error_text(response).await;
+fn refusal(call: &Call, code: StatusCode, text: String) -> Status {
     match code.as_u16() {
         400 => Status::bad_request(text),
         500 => Status::internal(&text),

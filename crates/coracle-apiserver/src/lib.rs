@@ -47,6 +47,6 @@ mod write;
 pub use body::{Body, BoxError};
 pub use join::{Joining, NODE_NETWORK};
 pub use kubelet::KubeletClient;
-pub use server::{ApiServer, Config, InProcess, StartError};
+pub use server::{ApiServer, Config, InProcess, ServerEnd, StartError};
 pub use services::{BadRange, ServiceRange};
 pub use tls::{ServerTls, TlsError};

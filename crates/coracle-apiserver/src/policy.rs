@@ -125,6 +125,15 @@ impl Attributes<'_> {
     }
 }
 
+/// The verbs that a request needs: what runs or reaches something in a Pod creates it, also where a WebSocket makes
+/// it a GET.
+pub(crate) fn asks_for(verb: Verb, path: &ResourcePath) -> Vec<Verb> {
+    let creates = path.group.is_empty()
+        && path.resource == "pods"
+        && matches!(path.subresource.as_deref(), Some("exec" | "attach" | "portforward"));
+    if creates && verb == Verb::Get { vec![verb, Verb::Create] } else { vec![verb] }
+}
+
 /// Decides about a request for a resource.
 pub(crate) fn authorize(attributes: &Attributes<'_>) -> Result<(), Status> {
     let Attributes { user, verb, path, .. } = *attributes;
@@ -280,6 +289,19 @@ mod tests {
         ];
         for (user, method, url, allowed) in table {
             assert_eq!(may(user, method, url).is_ok(), allowed, "{} {method} {url}", user.name);
+        }
+    }
+
+    #[test]
+    fn to_run_something_in_a_pod_is_to_create_it() {
+        for (url, expected) in [
+            ("/api/v1/namespaces/a/pods/p/exec", &[Verb::Get, Verb::Create][..]),
+            ("/api/v1/namespaces/a/pods/p/log", &[Verb::Get]),
+            ("/api/v1/namespaces/a/pods/p", &[Verb::Get]),
+        ] {
+            let Route::Resource(path) = route(url).unwrap() else { panic!("{url} is no resource") };
+            assert_eq!(asks_for(Verb::Get, &path), expected, "{url}");
+            assert_eq!(asks_for(Verb::Create, &path), [Verb::Create], "{url}");
         }
     }
 

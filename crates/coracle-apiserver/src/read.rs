@@ -82,16 +82,7 @@ impl Core {
         metadata: &Value,
         version: &str,
     ) -> Result<Value, Status> {
-        let include = match call.query.get("includeObject") {
-            "" | "Metadata" => IncludeObject::Metadata,
-            "None" => IncludeObject::None,
-            "Object" => IncludeObject::Object,
-            other => {
-                let supported = ["None", "Metadata", "Object"];
-                let error = FieldError::not_supported(&Path::new("includeObject"), other, &supported);
-                return Err(Status::invalid("meta.k8s.io", "TableOptions", "", &[error]));
-            }
-        };
+        let include = include_object(call)?;
         let mut table = table::render(call.row, objects, include, with_columns, metadata, self.clock.now());
         if version != "v1" {
             table["apiVersion"] = format!("meta.k8s.io/{version}").into();
@@ -176,7 +167,7 @@ impl Core {
                 (missing, false) => missing.max(FILTERED_PAGE),
             };
             let page = self.store.list(&request).await.map_err(|error| match error {
-                StoreError::Compacted { .. } => options.expired(),
+                StoreError::Compacted { requested, .. } => options.expired(requested),
                 other => store_failed(&other),
             })?;
             if options.not_older_than > page.revision {
@@ -217,6 +208,20 @@ impl Core {
     }
 }
 
+/// What the rows of a table carry of their objects.
+pub(crate) fn include_object(call: &Call) -> Result<IncludeObject, Status> {
+    match call.query.get("includeObject") {
+        "" | "Metadata" => Ok(IncludeObject::Metadata),
+        "None" => Ok(IncludeObject::None),
+        "Object" => Ok(IncludeObject::Object),
+        other => {
+            let supported = ["None", "Metadata", "Object"];
+            let error = FieldError::not_supported(&Path::new("includeObject"), other, &supported);
+            Err(Status::invalid("meta.k8s.io", "TableOptions", "", &[error]))
+        }
+    }
+}
+
 /// A page of a list.
 pub(crate) struct Page {
     pub(crate) items: Vec<KeyValue>,
@@ -226,7 +231,7 @@ pub(crate) struct Page {
 }
 
 impl Page {
-    fn metadata(&self) -> Value {
+    pub(crate) fn metadata(&self) -> Value {
         let mut metadata = Map::new();
         metadata.insert("resourceVersion".into(), self.revision.to_string().into());
         if let Some(token) = &self.continue_token {
@@ -250,12 +255,12 @@ pub(crate) struct ListOptions {
 }
 
 impl ListOptions {
-    /// Everything, now.
-    pub(crate) fn all() -> Self {
-        ListOptions::default()
+    /// Everything, in a state that is at least as new as `revision`.
+    pub(crate) fn not_older_than(revision: Revision) -> Self {
+        ListOptions { not_older_than: revision, ..ListOptions::default() }
     }
 
-    fn of(call: &Call) -> Result<Self, Status> {
+    pub(crate) fn of(call: &Call) -> Result<Self, Status> {
         let query = &call.query;
         let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|n| *n > 0);
         let (wanted, how) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
@@ -282,17 +287,14 @@ impl ListOptions {
     }
 
     /// 410 for a revision that is no longer there.
-    fn expired(&self) -> Status {
+    fn expired(&self, at: Revision) -> Status {
         match &self.start {
             Some(start) => {
                 let mut status = Status::expired(TOO_OLD_WITH_TOKEN);
                 status.continue_token = Some(encode_token(start, -1));
                 status
             }
-            None => {
-                let at = self.at.unwrap_or_default();
-                Status::expired(format!("The resourceVersion for the provided list is too old: {at}"))
-            }
+            None => Status::expired(format!("The resourceVersion for the provided list is too old: {at}")),
         }
     }
 }

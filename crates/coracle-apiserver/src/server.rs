@@ -18,8 +18,10 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::BodyExt;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crate::auth::{SYSTEM_MASTERS, UserInfo};
@@ -69,6 +71,20 @@ pub enum StartError {
     },
 }
 
+/// Why a server can no longer work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServerEnd {
+    /// The store has stopped for good.
+    #[error("the store has ended")]
+    Store(#[source] StoreError),
+    /// A part of the server is gone, and with it what it did.
+    #[error("the {part} has panicked")]
+    Panicked {
+        /// Which.
+        part: &'static str,
+    },
+}
+
 /// What requests share.
 pub(crate) struct Core {
     pub(crate) store: Arc<dyn Store>,
@@ -81,12 +97,15 @@ pub(crate) struct Core {
     /// Cancelled when the server ends: watches and streams end with it.
     pub(crate) draining: CancellationToken,
     pub(crate) ready: AtomicBool,
+    /// Connections to node agents, and streams through them.
+    pub(crate) streams: TaskTracker,
 }
 
 /// The API server.
 pub struct ApiServer {
     pub(crate) core: Arc<Core>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
+    ended: watch::Sender<Option<ServerEnd>>,
 }
 
 impl fmt::Debug for ApiServer {
@@ -149,21 +168,54 @@ impl ApiServer {
             discovery: Discovery::new(),
             draining: CancellationToken::new(),
             ready: AtomicBool::new(false),
+            streams: TaskTracker::new(),
         });
-        let draining = core.draining.clone();
-        let feed = tokio::spawn(async move {
+        let server = Arc::new(ApiServer { core, tasks: Mutex::default(), ended: watch::Sender::new(None) });
+        let draining = server.core.draining.clone();
+        server.start_task("watch hub", async move {
             coracle_clock::select! {
-                () = draining.cancelled() => {}
-                error = feeder => tracing::error!(%error, "the store's watch ended; watches are closed"),
+                () = draining.cancelled() => None,
+                error = feeder => Some(ServerEnd::Store(error)),
             }
         });
-        let expiry = tokio::spawn(crate::events::expire(Arc::clone(&core)));
-        let server = Arc::new(ApiServer { core, tasks: Mutex::new(vec![feed, expiry]) });
-        crate::bootstrap::run(&server.core).await?;
+        let expiry = crate::events::expire(Arc::clone(&server.core)).map(|()| None);
+        server.start_task("expiry of Events", expiry);
+        if let Err(error) = crate::bootstrap::run(&server.core).await {
+            server.stop().await;
+            return Err(error);
+        }
         server.core.ready.store(true, Ordering::Release);
-        let keeper = tokio::spawn(crate::bootstrap::keep(Arc::clone(&server.core)));
-        server.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(keeper);
+        let keeper = crate::bootstrap::keep(Arc::clone(&server.core)).map(|()| None);
+        server.start_task("keeper of what every cluster has", keeper);
         Ok(server)
+    }
+
+    /// Starts a part of the server. What it says when it ends, or its panic, is the end of the server.
+    fn start_task(&self, part: &'static str, work: impl Future<Output = Option<ServerEnd>> + Send + 'static) {
+        let ended = self.ended.clone();
+        let task = tokio::spawn(async move {
+            let end = match AssertUnwindSafe(work).catch_unwind().await {
+                Ok(end) => end,
+                Err(_) => Some(ServerEnd::Panicked { part }),
+            };
+            if let Some(end) = end {
+                tracing::error!(error = &end as &dyn std::error::Error, "the API server cannot go on");
+                ended.send_if_modified(|first| first.replace(end.clone()).is_none());
+            }
+        });
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+    }
+
+    /// Waits until the server can no longer work, and says why: nothing in this process can mend that, so that who
+    /// started it ends the process and has it started anew. Pending for as long as the server works.
+    pub async fn ended(&self) -> ServerEnd {
+        let mut ended = self.ended.subscribe();
+        let end = ended.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        match end {
+            Some(end) => end,
+            // The sender is the server's own.
+            None => std::future::pending().await,
+        }
     }
 
     /// A caller inside the process, with this identity and the rights of this identity.
@@ -184,6 +236,9 @@ impl ApiServer {
                 tracing::error!(%error, "a task of the server ended badly");
             }
         }
+        // They end with `draining`.
+        self.core.streams.close();
+        self.core.streams.wait().await;
     }
 }
 
@@ -315,10 +370,12 @@ impl Core {
             Status::method_not_allowed(&path.group, &path.resource, request.method().as_str())
         })?;
         let field_selector = query.get("fieldSelector").to_owned();
-        let attributes = Attributes { user: &user, verb, path: &path, field_selector: &field_selector };
-        policy::authorize(&attributes)?;
-        if let Some(node) = user.node_name() {
-            self.authorize_node(node, &attributes).await?;
+        for verb in policy::asks_for(verb, &path) {
+            let attributes = Attributes { user: &user, verb, path: &path, field_selector: &field_selector };
+            policy::authorize(&attributes)?;
+            if let Some(node) = user.node_name() {
+                self.authorize_node(node, &attributes).await?;
+            }
         }
         let headers = request.headers().clone();
         let call = Call::resolve(&path, request.method(), query, headers, user)?;

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -34,6 +35,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A pause after the system refused to accept a connection, which it does when it is out of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MAX_STREAMS: u32 = 250;
+/// How long an HTTP/2 connection may be silent before it is asked whether it is alive, and the time to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(15);
+/// Connections at a time, however many descriptors there are.
+const CONNECTIONS_MAX: usize = 16 * 1024;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +173,7 @@ impl ApiServer {
     pub async fn serve(&self, listener: TcpListener, tls: ServerTls, shutdown: CancellationToken) {
         let mut connections = JoinSet::new();
         let closing = CancellationToken::new();
+        let most = most_connections();
         loop {
             coracle_clock::select! {
                 () = shutdown.cancelled() => break,
@@ -176,7 +183,8 @@ impl ApiServer {
                         tracing::error!(%error, "a connection ended badly");
                     }
                 }
-                accepted = listener.accept() => match accepted {
+                // More wait in the queue of the system.
+                accepted = listener.accept(), if connections.len() < most => match accepted {
                     Ok((stream, _)) => {
                         let (core, tls, closing) = (Arc::clone(&self.core), tls.clone(), closing.clone());
                         connections.spawn(connection(core, stream, tls, closing));
@@ -200,6 +208,14 @@ impl ApiServer {
     }
 }
 
+/// How many connections there may be: half of the descriptors are for what the cluster is made of, above all the
+/// store, which cannot write without them.
+fn most_connections() -> usize {
+    let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let half = descriptors.and_then(|most| usize::try_from(most / 2).ok()).unwrap_or(CONNECTIONS_MAX);
+    half.clamp(1, CONNECTIONS_MAX)
+}
+
 async fn connection(core: Arc<Core>, stream: TcpStream, tls: ServerTls, closing: CancellationToken) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "connection without TCP_NODELAY");
@@ -216,7 +232,11 @@ async fn connection(core: Arc<Core>, stream: TcpStream, tls: ServerTls, closing:
     let seconds = u64::try_from(core.clock.now().as_second()).unwrap_or_default();
     let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     let user = tls.identify(stream.get_ref().1.peer_certificates(), now);
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let (asked, clock) = (Arc::new(AtomicBool::new(false)), core.clock.clone());
+    let seen = Arc::clone(&asked);
     let service = service_fn(move |request: Request<Incoming>| {
+        seen.store(true, Ordering::Relaxed);
         let (core, user) = (Arc::clone(&core), user.clone());
         async move {
             let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
@@ -224,16 +244,31 @@ async fn connection(core: Arc<Core>, stream: TcpStream, tls: ServerTls, closing:
         }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    // What was agreed on in the handshake is what is spoken: nothing is guessed from the first bytes.
+    builder = if http2 { builder.http2_only() } else { builder.http1_only() };
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-    builder.http2().timer(TokioTimer::new()).max_concurrent_streams(MAX_STREAMS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE_ANSWER);
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    // Who has not asked for anything by then only holds a place.
+    let silent = async {
+        clock.sleep(HEADER_TIMEOUT).await;
+        if asked.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+    };
     let ended = coracle_clock::select! {
         () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.as_mut().await
         }
         ended = connection.as_mut() => ended,
+        () = silent => return tracing::debug!("connection without a request"),
     };
     if let Err(error) = ended {
         tracing::debug!(error, "connection ended");

@@ -22,7 +22,7 @@ use crate::hub::{Event, WatchEnd, WatchKind, Watcher};
 use crate::metrics::Watching;
 use crate::negotiate::{Encoding, Shape};
 use crate::object;
-use crate::read::{ListOptions, partial, resource_version};
+use crate::read::{ListOptions, include_object, partial, resource_version};
 use crate::server::{Core, store_failed};
 
 /// How often an idle watch that asked for bookmarks gets one.
@@ -37,8 +37,8 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 /// Where a watch begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Begin {
-    /// With what there is, as ADDED events, closed by a bookmark if `bookmark`.
-    Everything { bookmark: bool },
+    /// With what there is, at this revision or later, as ADDED events, closed by a bookmark if `bookmark`.
+    Everything { bookmark: bool, not_older_than: Revision },
     /// After this revision.
     After(Revision),
     /// With the next change.
@@ -73,9 +73,9 @@ fn begin(call: &Call) -> Result<Begin, Status> {
     }
     let revision = resource_version(wanted)?.unwrap_or_default();
     Ok(match initial {
-        Some(true) => Begin::Everything { bookmark: true },
+        Some(true) => Begin::Everything { bookmark: true, not_older_than: revision },
         Some(false) if revision.0 == 0 => Begin::Now,
-        None if revision.0 == 0 => Begin::Everything { bookmark: false },
+        None if revision.0 == 0 => Begin::Everything { bookmark: false, not_older_than: revision },
         _ => Begin::After(revision),
     })
 }
@@ -97,6 +97,9 @@ impl Core {
         if format.encoding != Encoding::Json {
             return Err(Status::not_acceptable(&["application/json"]));
         }
+        if let Shape::Table(_) = format.shape {
+            include_object(&call)?;
+        }
         let begin = begin(&call)?;
         let filter = call.filter()?;
         let limit = match call.query.number("timeoutSeconds")?.and_then(|n| u64::try_from(n).ok()) {
@@ -108,8 +111,8 @@ impl Core {
         let after = match begin {
             Begin::After(revision) => revision,
             Begin::Now => self.store.revision().await.map_err(|error| store_failed(&error))?,
-            Begin::Everything { bookmark } => {
-                let page = self.list_page(&call, &ListOptions::all()).await?;
+            Begin::Everything { bookmark, not_older_than } => {
+                let page = self.list_page(&call, &ListOptions::not_older_than(not_older_than)).await?;
                 for kv in page.items {
                     // What is there already is an event that adds it, at its own revision.
                     first.push_back(Arc::new(Event::from_store(coracle_store::Event {

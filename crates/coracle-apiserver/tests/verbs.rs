@@ -696,3 +696,24 @@ async fn a_restarted_server_knows_what_it_knew() {
     assert_eq!(world.admin().get(&format!("{MAPS}/a")).await.expect(200), made);
     assert!(world.store.revision().await.unwrap() >= Revision(revision(&made)));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_collection_is_deleted_in_pages_if_asked_to() {
+    let world = World::new().await;
+    let admin = world.admin();
+    for name in ["a", "b", "c"] {
+        admin.post(MAPS, &config_map(name)).await.expect(201);
+    }
+    let names = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let first = admin.delete(&format!("{MAPS}?limit=2"), None).await.expect(200);
+    assert_eq!(names(&first), ["a", "b"]);
+    assert_eq!(names(&admin.get(MAPS).await.expect(200)), ["c"]);
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let rest = admin.delete(&format!("{MAPS}?limit=2&continue={token}"), None).await.expect(200);
+    assert_eq!(names(&rest), ["c"]);
+    let future = admin.delete(&format!("{MAPS}?resourceVersion=1000000"), None).await;
+    assert_eq!(future.code, 504);
+}

@@ -275,3 +275,15 @@ async fn watches_end_with_the_server() {
     assert_eq!(watch.say().await, "end");
     ending.await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_a_watch_cannot_do_is_said_before_it_begins() {
+    let world = World::new().await;
+    let admin = world.admin();
+    let initial = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let future = admin.get(&format!("{MAPS}?{initial}&resourceVersion=1000000")).await;
+    assert!(future.message(504).contains("Too large resource version: 1000000, current: "));
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    let answer = admin.get_as(&format!("{MAPS}?watch=1&includeObject=Nothing"), table).await;
+    assert!(answer.message(422).contains("includeObject: Unsupported value: \"Nothing\""));
+}

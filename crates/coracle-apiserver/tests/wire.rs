@@ -364,3 +364,53 @@ async fn large_lists_are_compressed_on_the_wire() {
     assert!(response.into_body().collect().await.unwrap().to_bytes().len() < 10_000);
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn who_connects_and_asks_for_nothing_loses_the_place() {
+    let cluster = Cluster::new().await;
+    for protocol in ["h2", "http/1.1"] {
+        let mut stream = cluster.connect(None, protocol).await;
+        // From here on time passes as fast as nothing else happens.
+        tokio::time::pause();
+        let mut answer = Vec::new();
+        let end = cluster.clock.timeout(Duration::from_secs(60), stream.read_to_end(&mut answer)).await;
+        assert!(end.is_some(), "the server waits for ever for {protocol}");
+        tokio::time::resume();
+    }
+    assert_eq!(cluster.get(None, "h2", "/livez").await.0, 200);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn an_agent_that_takes_the_connection_and_says_nothing_is_given_up() {
+    let cluster = Cluster::new().await;
+    let request = CertificateRequest::kubelet_server("n1", &["127.0.0.1".parse().unwrap()]);
+    let credential = cluster.authority.issue(&request, cluster.clock.now()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(credential.certificates().unwrap(), credential.key().unwrap())
+        .unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    bound_pod(&cluster, "n1", listener.local_addr().unwrap()).await;
+    let (heard, asked) = tokio::sync::oneshot::channel();
+    let agent = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        stream.read_u8().await.unwrap();
+        heard.send(()).unwrap();
+        std::future::pending::<()>().await;
+    });
+    let admin = cluster.in_process();
+    let logs = tokio::spawn(async move { admin.get("/api/v1/namespaces/default/pods/p/log").await });
+    asked.await.unwrap();
+    tokio::time::pause();
+    let answer = cluster.clock.timeout(Duration::from_secs(60), logs).await.expect("an answer").unwrap();
+    assert_eq!(answer.message(500), "Internal error occurred: the kubelet of node \"n1\" does not answer");
+    tokio::time::resume();
+    let stopped = cluster.clock.clone().timeout(Duration::from_secs(5), cluster.stop()).await;
+    assert!(stopped.is_some(), "the server waits for a node agent that is silent");
+    agent.abort();
+}

@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// One flat directory of files.
 pub trait Directory: Send + Sync + 'static {
@@ -59,9 +60,12 @@ pub(crate) fn read_all(file: &dyn File, bytes: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether an error says that there is no room, as opposed to a disk that cannot be trusted.
+/// Whether an error says that there is no room, or no descriptor, as opposed to a disk that cannot be trusted: it may be
+/// tried again.
 pub(crate) fn is_no_space(error: &io::Error) -> bool {
+    let out_of_descriptors = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE];
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        || out_of_descriptors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 const LOCK_FILE: &str = "lock";
@@ -70,6 +74,8 @@ const LOCK_FILE: &str = "lock";
 #[derive(Debug, Clone)]
 pub struct Disk {
     path: PathBuf,
+    /// Held, so that making names durable never fails for want of a descriptor.
+    directory: Arc<fs::File>,
 }
 
 impl Disk {
@@ -85,7 +91,8 @@ impl Disk {
         for parent in missing.into_iter().filter_map(Path::parent) {
             fs::File::open(parent)?.sync_all()?;
         }
-        Ok(Disk { path })
+        let directory = Arc::new(fs::File::open(&path)?);
+        Ok(Disk { path, directory })
     }
 }
 
@@ -129,7 +136,7 @@ impl Directory for Disk {
     }
 
     fn sync(&self) -> io::Result<()> {
-        fs::File::open(&self.path)?.sync_all()
+        self.directory.sync_all()
     }
 
     fn describe(&self, name: &str) -> String {

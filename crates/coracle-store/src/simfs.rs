@@ -47,6 +47,7 @@ struct Machine {
     fail_sync_in: Option<u64>,
     capacity: Option<u64>,
     can_reserve: bool,
+    can_open: bool,
 }
 
 #[derive(Default)]
@@ -87,6 +88,7 @@ impl SimFs {
             fail_sync_in: None,
             capacity: None,
             can_reserve: true,
+            can_open: true,
         })))
     }
 
@@ -145,6 +147,11 @@ impl SimFs {
     /// Whether space can be reserved, as most file systems can.
     pub fn set_can_reserve(&self, can: bool) {
         self.machine().can_reserve = can;
+    }
+
+    /// Whether there are descriptors for files to be made or opened.
+    pub fn set_can_open(&self, can: bool) {
+        self.machine().can_open = can;
     }
 
     /// The sum of the lengths of all files.
@@ -212,6 +219,10 @@ enum Step {
 impl Machine {
     fn check(&self, run: u64) -> io::Result<()> {
         if self.on && self.run == run { Ok(()) } else { Err(power_is_off()) }
+    }
+
+    fn check_descriptors(&self) -> io::Result<()> {
+        if self.can_open { Ok(()) } else { Err(rustix::io::Errno::MFILE.into()) }
     }
 
     fn step(&mut self, run: u64) -> io::Result<Step> {
@@ -380,6 +391,7 @@ impl Directory for SimFs {
     fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
         let machine = self.machine();
         machine.check(machine.run)?;
+        machine.check_descriptors()?;
         let node = *machine.names.get(name).ok_or(io::ErrorKind::NotFound)?;
         Ok(Box::new(SimFile { disk: self.clone(), node, run: machine.run }))
     }
@@ -387,6 +399,7 @@ impl Directory for SimFs {
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
         let mut machine = self.machine();
         let run = machine.run;
+        machine.check_descriptors()?;
         let step = machine.step(run)?;
         let node = machine.nodes.len();
         machine.nodes.push(Node::default());

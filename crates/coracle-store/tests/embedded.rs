@@ -274,6 +274,34 @@ async fn a_full_disk_fails_the_write_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn want_of_descriptors_delays_writes_and_stops_nothing() {
+    let disk = SimFs::new(Rng::seeded(1));
+    let (store, _) = open(&disk, small()).unwrap();
+    put(&store, "/a", "1").await.unwrap();
+    disk.set_can_open(false);
+    let mut written = 1;
+    // Sooner or later the log needs its next file.
+    let error = loop {
+        assert!(written < 1000, "the log has only one file");
+        match put(&store, &format!("/{written}"), vec![b'x'; 300]).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, StoreError::NoSpace(_)), "{error}");
+    assert_eq!(store.revision().await.unwrap(), Revision(written), "reading goes on");
+    disk.set_can_open(true);
+    for _ in 0..20 {
+        written += 1;
+        assert_eq!(put(&store, "/yes", vec![b'y'; 300]).await.unwrap(), Revision(written));
+    }
+    let expected = all(&store).await;
+    drop(store);
+    let (store, _) = open(&disk, small()).unwrap();
+    assert_eq!(all(&store).await, expected);
+}
+
+#[tokio::test]
 async fn a_newer_format_is_refused() {
     let disk = SimFs::new(Rng::seeded(1));
     drop(open(&disk, small()).unwrap());

@@ -1,9 +1,11 @@
 //! Writes Events in the background.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_clock::Clock;
+use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, ObjectReference};
 use kube::{Client, Error};
@@ -109,8 +111,14 @@ async fn write_all(
     mut occurrences: mpsc::Receiver<Occurrence>,
 ) {
     while let Some(occurrence) = occurrences.recv().await {
-        if let Some(write) = correlator.observe(occurrence) {
-            write_one(&client, &mut correlator, &clock, write).await;
+        let work = async {
+            if let Some(write) = correlator.observe(occurrence) {
+                write_one(&client, &mut correlator, &clock, write).await;
+            }
+        };
+        // One report may be lost, those after it are not.
+        if AssertUnwindSafe(work).catch_unwind().await.is_err() {
+            tracing::error!("reporting an event panicked");
         }
     }
 }
@@ -179,6 +187,7 @@ mod tests {
         requests: Vec<String>,
         unavailable: usize,
         taken: Option<String>,
+        panics: usize,
     }
 
     type Shared = Arc<Mutex<Server>>;
@@ -217,6 +226,8 @@ mod tests {
             async move {
                 let (parts, body) = request.into_parts();
                 let body = serde_json::from_slice(&body.collect().await?.to_bytes())?;
+                let panics = std::mem::take(&mut server.lock().unwrap().panics);
+                assert_eq!(panics, 0, "as asked");
                 let (code, body) = server.lock().unwrap().answer(&parts.method, &parts.uri.to_string(), body);
                 Ok::<_, BoxError>(Response::builder().status(code).body(Full::from(body.to_string()))?)
             }
@@ -263,6 +274,17 @@ mod tests {
         report(&recorder, "a");
         clock.sleep(Duration::from_millis(1)).await;
         assert_eq!(written(&server), [("a".to_owned(), 3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_loses_one_report() {
+        let server = Shared::default();
+        server.lock().unwrap().panics = 1;
+        let (recorder, clock) = recorder(&server);
+        report(&recorder, "a");
+        report(&recorder, "b");
+        clock.sleep(Duration::from_secs(1)).await;
+        assert_eq!(written(&server), [("b".to_owned(), 1)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use coracle_clock::{Clock, Rng};
 use tokio::task::AbortHandle;
 
-use crate::{Object, ObjectKey};
+use crate::{Object, ObjectKey, supervise};
 use store::{Mailbox, Store};
 
 /// What an informer follows.
@@ -47,7 +47,7 @@ pub struct ListOptions {
 /// # Errors
 /// A failed list or watch is retried for ever, with back-off from a tenth of a second to thirty; a log line says so.
 /// A watch that ends is resumed where it was; one whose history is gone (410) starts over with a list, of which only
-/// the differences are heard.
+/// the differences are heard. So does a panic on the way, after a pause.
 ///
 /// The watch ends when the last clone is dropped; subscriptions then end, too.
 pub struct Informer<K>(Arc<Running<K>>);
@@ -73,9 +73,15 @@ impl<K> Drop for Running<K> {
 impl<K: Object> Informer<K> {
     /// Starts to follow a kind. Must be called within a Tokio runtime.
     #[must_use]
-    pub fn start(client: kube::Client, options: ListOptions, clock: Clock, rng: Rng) -> Self {
+    pub fn start(client: kube::Client, options: ListOptions, clock: Clock, mut rng: Rng) -> Self {
         let store = Arc::new(Store::new());
-        let feed = tokio::spawn(feed::run(client, options, store.clone(), clock, rng));
+        let fed = store.clone();
+        let feed = tokio::spawn(async move {
+            let restarts = rng.fork("restarts");
+            let feed =
+                || feed::run(client.clone(), options.clone(), fed.clone(), clock.clone(), rng.fork("feed"));
+            supervise(K::kind(&()).as_ref(), &clock, restarts, feed).await;
+        });
         Informer(Arc::new(Running { store, feed: feed.abort_handle() }))
     }
 

@@ -16,6 +16,9 @@ use tower::BoxError;
 
 use super::*;
 
+/// The code of an answer that is a panic on the way.
+const PANIC: u16 = 0;
+
 /// A server that gives prepared answers, one per request, and then never answers again.
 #[derive(Clone, Default)]
 struct Server(Arc<Mutex<Script>>);
@@ -79,6 +82,7 @@ impl Server {
             };
             async move {
                 let Some(Answer { code, mut body }) = answer else { return std::future::pending().await };
+                assert_ne!(code, PANIC, "as asked");
                 let frames = futures::stream::poll_fn(move |context| {
                     body.poll_recv(context)
                         .map(|bytes| bytes.map(|bytes| Ok::<_, BoxError>(http_body::Frame::data(bytes))))
@@ -138,6 +142,19 @@ async fn a_list_and_then_changes_are_heard_in_the_copy_and_by_subscribers() {
 
     drop(informer);
     assert!(subscription.changed().await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_on_the_way_begins_with_a_list_again() {
+    let server = Server::default();
+    server.list(5, &[config_map("a", 4)]);
+    drop(server.stream(PANIC));
+    server.list(7, &[config_map("b", 6)]);
+    let (informer, clock) = server.informer();
+    let reached = clock.timeout(Duration::from_secs(10), informer.reached(7)).await;
+    assert!(reached.is_some(), "the copy stands still: {:?}", server.requests());
+    assert!(informer.get("default", "a").is_none());
+    assert!(informer.get("default", "b").is_some());
 }
 
 #[tokio::test(start_paused = true)]
