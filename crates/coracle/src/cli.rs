@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::store::StoreAddress;
+
 /// Kubernetes in one small binary.
 ///
 /// Start a cluster with `coracle up`, then use kubectl as on any other cluster:
@@ -101,7 +103,29 @@ pub(crate) struct Server {
     #[arg(long, value_name = "NAME")]
     pub(crate) tls_san: Vec<String>,
     #[command(flatten)]
+    pub(crate) store: StoreOptions,
+    #[command(flatten)]
     pub(crate) machine: MachineOptions,
+}
+
+/// Where the cluster's objects are kept.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct StoreOptions {
+    /// Where to keep the cluster's objects: `embedded`, or an etcd; remembered. [default: embedded]
+    ///
+    /// etcd://HOST:PORT[,HOST:PORT...][/PREFIX]: all members of one etcd, 3.4 or newer. The prefix comes before every
+    /// key, so that one etcd holds several clusters; without it, objects are under /registry/.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) store: Option<StoreAddress>,
+    /// Authority that signed etcd's certificate, a PEM file; turns on TLS. Remembered.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    pub(crate) store_ca: Option<PathBuf>,
+    /// Certificate to show to etcd, a PEM file. Remembered.
+    #[arg(long, value_name = "FILE", requires_all = ["store_ca", "store_key"])]
+    pub(crate) store_cert: Option<PathBuf>,
+    /// Key of the certificate, a PEM file. Remembered.
+    #[arg(long, value_name = "FILE", requires = "store_cert")]
+    pub(crate) store_key: Option<PathBuf>,
 }
 
 /// What this machine is as a node.

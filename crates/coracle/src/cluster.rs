@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::{Server, Target};
 use crate::ranges::{self, Range};
+use crate::store::{self, EtcdSettings, StoreWish};
 
 /// The name whose cluster gets the well-known ports and log directories.
 pub(crate) const DEFAULT_NAME: &str = "coracle";
@@ -50,6 +51,9 @@ pub(crate) struct Settings {
     /// The cluster on another machine that this machine is a node of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) joined: Option<Joined>,
+    /// The etcd that holds the objects; `None` if they are in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) store: Option<EtcdSettings>,
 }
 
 /// What a machine knows of the cluster that it has joined.
@@ -163,6 +167,15 @@ impl Cluster {
         write_private(&self.settings_file(), &serde_json::to_vec_pretty(settings)?)
     }
 
+    /// Remembers that the cluster has objects in its etcd.
+    pub(crate) fn store_is_used(&self, settings: &Settings) -> anyhow::Result<()> {
+        let mut settings = settings.clone();
+        if let Some(store) = &mut settings.store {
+            store.used = true;
+        }
+        self.keep_settings(&settings)
+    }
+
     /// Takes back what was chosen for a node that did not get to join.
     pub(crate) fn drop_settings_unless_joined(&self) -> anyhow::Result<()> {
         if self.settings()?.is_some_and(|settings| settings.joined.is_none()) {
@@ -177,8 +190,12 @@ impl Cluster {
         private_directory(&self.base)?;
         // Two clusters that start for the first time at once must not choose the same.
         let _guard = lock_file(&self.base.join(CHOOSE_LOCK))?;
-        if let Some(settings) = self.settings()? {
+        if let Some(mut settings) = self.settings()? {
+            let corrected = wishes.correct_store(&mut settings);
             wishes.check(&settings)?;
+            if corrected {
+                self.keep_settings(&settings)?;
+            }
             return Ok(settings);
         }
         if let Some(trace) = self.trace_of_namesake() {
@@ -295,15 +312,28 @@ pub(crate) struct Wishes {
     pub(crate) pod_cidr: Option<String>,
     pub(crate) service_cidr: Option<String>,
     pub(crate) node_name: Option<String>,
+    pub(crate) store: Option<StoreWish>,
 }
 
 impl Wishes {
-    pub(crate) fn of(options: &Server) -> Self {
-        Wishes {
+    pub(crate) fn of(options: &Server) -> anyhow::Result<Self> {
+        Ok(Wishes {
             api_port: options.port,
             pod_cidr: options.pod_cidr.clone(),
             service_cidr: options.service_cidr.clone(),
             node_name: options.machine.node_name.clone(),
+            store: StoreWish::of(&options.store)?,
+        })
+    }
+
+    /// An etcd that was never used was perhaps the wrong one; whether `settings` have changed.
+    fn correct_store(&self, settings: &mut Settings) -> bool {
+        match (&self.store, &settings.store) {
+            (Some(wish), Some(has)) if !has.used && !wish.is(Some(has)) => {
+                settings.store = wish.settings();
+                true
+            }
+            _ => false,
         }
     }
 
@@ -326,6 +356,10 @@ impl Wishes {
         }
         if let Some(name) = self.node_name.as_ref().filter(|name| **name != settings.node_name) {
             return differs("--node-name", name.clone(), settings.node_name.clone());
+        }
+        if let Some(wish) = self.store.as_ref().filter(|wish| !wish.is(settings.store.as_ref())) {
+            let (wish, has) = (wish.settings(), settings.store.as_ref());
+            return differs("--store", store::describe(wish.as_ref()), store::describe(has));
         }
         Ok(())
     }
@@ -400,7 +434,18 @@ fn choose(others: &[Settings], wishes: &Wishes, machine: &Machine<'_>) -> anyhow
         None => host_name()?,
     };
     let bridge = bridge_name(index);
-    Ok(Settings { index, api_port, kubelet_port, bridge, pod_cidr, service_cidr, node_name, joined: None })
+    let store = wishes.store.as_ref().and_then(StoreWish::settings);
+    Ok(Settings {
+        index,
+        api_port,
+        kubelet_port,
+        bridge,
+        pod_cidr,
+        service_cidr,
+        node_name,
+        joined: None,
+        store,
+    })
 }
 
 /// The host name, in the form that the name of a Node has.
@@ -533,6 +578,27 @@ mod tests {
         let other = Wishes { pod_cidr: Some("10.98.0.0/16".into()), ..Wishes::default() };
         let message = cluster.settings_or_choose(&other).unwrap_err().to_string();
         assert!(message.contains("--pod-cidr 10.98.0.0/16 differs from 10.99.0.0/16"), "{message}");
+    }
+
+    #[test]
+    fn a_store_may_be_corrected_until_it_is_used() {
+        let base = tempfile::tempdir().unwrap();
+        let cluster = cluster(base.path(), "a");
+        let wish = |address: &str| {
+            let address = address.to_owned();
+            let etcd = EtcdSettings { address, ca: None, cert: None, key: None, used: false };
+            Wishes { store: Some(StoreWish::Etcd(etcd)), ..Wishes::default() }
+        };
+        cluster.settings_or_choose(&wish("etcd://wrong:2379")).unwrap();
+        let settings = cluster.settings_or_choose(&wish("etcd://right:2379")).unwrap();
+        assert_eq!(cluster.settings_or_choose(&Wishes::default()).unwrap(), settings, "it is remembered");
+        cluster.store_is_used(&settings).unwrap();
+        cluster.settings_or_choose(&wish("etcd://right:2379")).unwrap();
+        let message = cluster.settings_or_choose(&wish("etcd://other:2379")).unwrap_err().to_string();
+        assert!(message.contains("--store etcd://other:2379 differs from etcd://right:2379"), "{message}");
+        let embedded = Wishes { store: Some(StoreWish::Embedded), ..Wishes::default() };
+        let message = cluster.settings_or_choose(&embedded).unwrap_err().to_string();
+        assert!(message.contains("--store embedded differs from etcd://right:2379"), "{message}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod commands;
 mod daemon;
 mod output;
 mod ranges;
+mod store;
 
 use std::process::ExitCode;
 

@@ -27,6 +27,9 @@ struct Status {
     #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<String>,
     kubeconfig: String,
+    /// Where the objects are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    store: Option<String>,
     log: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     nodes: Vec<NodeStatus>,
@@ -64,6 +67,10 @@ fn look(cluster: &Cluster) -> anyhow::Result<Status> {
         running: process.is_some(),
         process,
         resident_megabytes: process.and_then(resident_megabytes),
+        store: settings.as_ref().map(|settings| match &settings.store {
+            Some(etcd) => etcd.address.clone(),
+            None => "embedded".to_owned(),
+        }),
         server: settings.map(|settings| format!("https://127.0.0.1:{}", settings.api_port)),
         kubeconfig: cluster.kubeconfig().display().to_string(),
         log: cluster.log().display().to_string(),
@@ -122,6 +129,9 @@ fn text(status: &Status, start: &str) -> String {
     if let (true, Some(server)) = (status.running, &status.server) {
         row("server", server.clone());
         row("kubeconfig", status.kubeconfig.clone());
+    }
+    if let Some(store) = &status.store {
+        row("store", store.clone());
     }
     for node in &status.nodes {
         let state = if node.ready { "Ready".to_owned() } else { format!("NotReady: {}", node.message) };

@@ -15,7 +15,7 @@ pub(crate) fn run(cluster: &Cluster, options: &Up, target: &Target) -> anyhow::R
     check_root("up")?;
     crate::daemon::check_own(cluster)?;
     // What the command line asks for is judged before anything is started or left behind.
-    cluster.settings_or_choose(&Wishes::of(&options.server))?;
+    cluster.settings_or_choose(&Wishes::of(&options.server)?)?;
     if let Some(pid) = cluster.running()? {
         output::note(format_args!("cluster {:?} is already running (process {pid})", cluster.name));
     } else {
@@ -41,7 +41,8 @@ pub(super) fn check_root(command: &str) -> anyhow::Result<()> {
 
 /// The command line that runs in the background what `options` ask for.
 fn arguments(options: &Server) -> Vec<OsString> {
-    let Server { port, pod_cidr, service_cidr, tls_san, machine } = options;
+    // The store has been remembered already: its files are relative to this process's directory.
+    let Server { port, pod_cidr, service_cidr, tls_san, machine, store: _ } = options;
     let mut arguments = vec!["server".into()];
     let mut flag = |name: &str, value: Option<String>| {
         if let Some(value) = value {

@@ -14,7 +14,6 @@ use coracle_client::{Informer, ListOptions, in_process};
 use coracle_clock::{Clock, Ids, Rng};
 use coracle_controllers::{ControllerInputs, ControllersConfig};
 use coracle_scheduler::{Profile, Scheduler, SchedulerInputs};
-use coracle_store::embedded::EmbeddedStore;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -47,9 +46,7 @@ pub(super) async fn run(
         service_cidr: settings.service_cidr.clone(),
         vni: identities.authority.overlay_number(),
     };
-    let server = start_server(cluster, settings, host, &identities, &network, &clock, &mut rng).await?;
-    progress("API server is up");
-
+    // The port before the store, which may have to be waited for: what is free now is still free then.
     let listener =
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, settings.api_port)).await.with_context(|| {
             format!(
@@ -57,6 +54,8 @@ pub(super) async fn run(
                 settings.api_port
             )
         })?;
+    let server = start_server(cluster, settings, host, &identities, &network, &clock, &mut rng).await?;
+    progress("API server is up");
     let tls = ServerTls::with_certificate(Arc::new(identities.api_server.clone()), &identities.authority)?;
     let serving = {
         let (server, stop) = (Arc::clone(&server), stop.clone());
@@ -131,11 +130,8 @@ async fn start_server(
     clock: &Clock,
     rng: &mut Rng,
 ) -> anyhow::Result<Arc<ApiServer>> {
-    let directory = cluster.data.join("store");
-    let options = coracle_store::embedded::Options::default();
-    let (store, recovery) = EmbeddedStore::open_dir(&directory, clock.clone(), options)
-        .with_context(|| format!("cannot open the store in {}", directory.display()))?;
-    tracing::info!(?recovery, "store is open");
+    let authority = identities.authority.certificate_pem();
+    let store = super::store::open(cluster, settings, &host.name, authority, clock).await?;
     let towards_nodes = Arc::new(identities.kubelet_client.clone());
     let config = coracle_apiserver::Config {
         service_range: settings.service_cidr.parse().context("the range of Services")?,

@@ -6,6 +6,7 @@ mod identity;
 mod joined;
 mod node;
 mod renewal;
+mod store;
 mod teardown;
 
 use std::io::Write;
@@ -32,7 +33,7 @@ const WORKERS: usize = 2;
 /// Runs the cluster in this process until a signal ends it.
 pub(crate) fn run_server(cluster: &Cluster, options: &cli::Server) -> anyhow::Result<ExitCode> {
     check_own(cluster)?;
-    let settings = cluster.settings_or_choose(&Wishes::of(options))?;
+    let settings = cluster.settings_or_choose(&Wishes::of(options)?)?;
     let host = Host::this(&settings, options.machine.address);
     in_the_foreground(cluster, async {
         assemble::run(cluster, &settings, &host, &options.tls_san, Clock::system(), Rng::from_os()).await

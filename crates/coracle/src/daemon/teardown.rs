@@ -62,6 +62,10 @@ pub(crate) fn purge(cluster: &Cluster) -> anyhow::Result<()> {
                 network.purge().await.context("cannot remove the Pod network")?;
                 overlay.purge().await.context("cannot remove the overlay")
             })?;
+            if let Some(etcd) = settings.store.as_ref().filter(|etcd| etcd.used) {
+                let left = block_on(super::store::let_go(cluster, etcd))?;
+                crate::output::note(left);
+            }
         }
         Ok(None) => {}
         Err(error) => crate::output::note(format_args!(

@@ -4,7 +4,8 @@ use serde_json::Value;
 
 use crate::support::{Cluster, IMAGE, condition};
 
-fn pod(name: &str, restart_policy: &str, command: &str) -> String {
+/// A manifest of a Pod that runs a shell command.
+pub(crate) fn pod(name: &str, restart_policy: &str, command: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\nspec:\n  restartPolicy: {restart_policy}\n  \
          terminationGracePeriodSeconds: 5\n  containers:\n  - name: main\n    image: {IMAGE}\n    \
@@ -25,7 +26,11 @@ fn event_reasons(cluster: &Cluster, pod: &str) -> Vec<String> {
 
 #[test]
 fn the_four_steps_of_a_pod() {
-    let cluster = Cluster::start();
+    four_steps(&Cluster::start());
+}
+
+/// A Pod from its creation to its deletion, each step as a watch shows it.
+pub(crate) fn four_steps(cluster: &Cluster) {
     let mut watch = cluster.watch(&["--watch-only", "pods"]);
     cluster.kubectl(&[
         "create",

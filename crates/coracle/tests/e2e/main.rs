@@ -1,10 +1,13 @@
 //! End to end: the built binary, real kubectl, real containers; each test has a cluster of its own.
 //!
+//! With `CORACLE_E2E_STORE=etcd` every cluster has its objects in an etcd of its own.
+//!
 //! The tests need root and what `scripts/prerequisites.sh test` installs; they fail, and do not skip, without.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod cli;
+mod etcd;
 mod kubectl;
 mod lifecycle;
 mod machines;

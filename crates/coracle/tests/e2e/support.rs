@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
+use crate::etcd::Etcd;
+
 /// Image that every cluster of these tests has.
 pub(crate) const IMAGE: &str = "busybox:1.35";
 
@@ -50,6 +52,8 @@ pub(crate) struct Cluster {
     name: String,
     /// Network namespace of the machine that it is on; this machine's own if `None`.
     machine: Option<String>,
+    /// Outlives the cluster: it is dropped after this has been purged.
+    etcd: Option<Etcd>,
 }
 
 impl Cluster {
@@ -61,16 +65,32 @@ impl Cluster {
         cluster
     }
 
-    /// A name of its own; nothing is started.
+    /// A name of its own; nothing of the cluster is started.
     pub(crate) fn without_start() -> Self {
+        let mut cluster = Self::embedded_without_start();
+        match std::env::var("CORACLE_E2E_STORE").as_deref() {
+            Ok("etcd") => {
+                let mut etcd = Etcd::prepare();
+                etcd.run();
+                cluster.etcd = Some(etcd);
+            }
+            Ok("embedded") | Err(_) => {}
+            Ok(other) => panic!("CORACLE_E2E_STORE is embedded or etcd, not {other:?}"),
+        }
+        cluster
+    }
+
+    /// The same, whatever the environment wishes.
+    pub(crate) fn embedded_without_start() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        Cluster { name: format!("e2e-{}-{number}", std::process::id()), machine: None }
+        Cluster { name: format!("e2e-{}-{number}", std::process::id()), machine: None, etcd: None }
     }
 
     /// A name of its own on another machine; nothing is started.
     pub(crate) fn on(machine: &Machine) -> Self {
-        let mut cluster = Self::without_start();
+        // An etcd of this machine is out of that one's reach.
+        let mut cluster = Self::embedded_without_start();
         cluster.machine = Some(machine.name.clone());
         cluster
     }
@@ -93,9 +113,11 @@ impl Cluster {
         Path::new("/tmp/coracle-e2e/data").join(&self.name)
     }
 
-    /// Runs `coracle` on this cluster.
-    pub(crate) fn coracle(&self, arguments: &[&str]) -> Output {
-        self.command(env!("CARGO_BIN_EXE_coracle"))
+    /// `coracle` on this cluster.
+    pub(crate) fn coracle_command(&self, arguments: &[&str]) -> Command {
+        let store = self.etcd.as_ref().filter(|_| arguments.first() == Some(&"up")).map(Etcd::flags);
+        let mut command = self.command(env!("CARGO_BIN_EXE_coracle"));
+        command
             .args([
                 "--name",
                 &self.name,
@@ -105,8 +127,13 @@ impl Cluster {
                 "/tmp/coracle-e2e/run",
             ])
             .args(arguments)
-            .output()
-            .unwrap()
+            .args(store.unwrap_or_default());
+        command
+    }
+
+    /// Runs `coracle` on this cluster.
+    pub(crate) fn coracle(&self, arguments: &[&str]) -> Output {
+        self.coracle_command(arguments).output().unwrap()
     }
 
     /// Runs `coracle`, which must succeed, and returns its standard output.
