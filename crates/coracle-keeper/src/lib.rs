@@ -39,6 +39,7 @@ pub const EXIT_FILE: &str = "exit.json";
 
 /// How a keeper sets itself up.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SandboxSetup {
     /// Host name of the Pod; only with a UTS namespace of its own.
     pub hostname: String,
@@ -54,8 +55,37 @@ pub struct SandboxSetup {
     pub cgroup_procs: Vec<PathBuf>,
 }
 
+/// How large a log gets, and how many there are of one container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimit {
+    /// Length at which a log gets another name and a new one begins.
+    pub bytes: u64,
+    /// Files kept, with the one that is written.
+    pub files: u32,
+}
+
+impl Default for LogLimit {
+    /// Upstream's `containerLogMaxSize` and `containerLogMaxFiles`.
+    fn default() -> Self {
+        LogLimit { bytes: 10 << 20, files: 5 }
+    }
+}
+
+/// Whether the file `name` is what `log` (both without a directory) became when it was rotated:
+/// `LOG.YYYYMMDD-HHMMSS`.
+#[must_use]
+pub fn is_rotation_of(name: &str, log: &str) -> bool {
+    let stamp = name.strip_prefix(log).and_then(|rest| rest.strip_prefix('.')).unwrap_or_default();
+    stamp.len() == 15
+        && stamp
+            .bytes()
+            .enumerate()
+            .all(|(i, byte)| if i == 8 { byte == b'-' } else { byte.is_ascii_digit() })
+}
+
 /// How to start a container whose bundle (`config.json`, mounted root file system) is ready.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Start {
     /// Id of the container.
     pub container: String,
@@ -77,6 +107,8 @@ pub struct Start {
     pub oom_file: Option<PathBuf>,
     /// Wanted score; the keeper gets as near as it may.
     pub oom_score_adj: Option<i32>,
+    /// When to rotate the log; never, for a daemon that does not ask for it.
+    pub log_limit: Option<LogLimit>,
     /// Its processes outlive its first one (no process namespace of its own), so kill what is left in its
     /// cgroup when the first one ends.
     pub kill_stragglers: bool,
@@ -85,6 +117,7 @@ pub struct Start {
 /// How to run one more process in a running container. Standard streams come along as descriptors: with a
 /// terminal none, otherwise stdin, stdout and stderr.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Exec {
     /// Id of the container.
     pub container: String,
@@ -108,11 +141,13 @@ pub struct Exec {
 pub enum Request {
     /// Who are you, and tell me about every exit from now on: [`Reply::Hello`], then [`Reply::Exited`]s.
     Subscribe,
-    /// [`Reply::Started`] once its program has been executed, or [`Reply::Failed`].
+    /// [`Reply::Started`] once its program has been executed, or [`Reply::Failed`]. Who asks for what has been
+    /// asked for already gets the answer to that.
     Start(Box<Start>),
     /// [`Reply::Started`] and then [`Reply::ExecExited`], or [`Reply::Failed`].
     Exec(Box<Exec>),
-    /// Sends a signal to a container's first process; [`Reply::Done`] also if it has ended.
+    /// Sends a signal to a container's first process; [`Reply::Done`] also if it has ended. One that is being
+    /// started takes a kill only.
     Signal {
         /// Id of the container.
         container: String,
@@ -137,7 +172,7 @@ pub struct Envelope {
     pub request: Request,
 }
 
-/// What a keeper answers.
+/// What a keeper answers. A daemon skips an answer that it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reply {
@@ -162,10 +197,14 @@ pub enum Reply {
     },
     /// It is done.
     Done,
-    /// A container has ended; its [`ExitRecord`] is on disk.
+    /// A container has ended. Its [`ExitRecord`] is on disk, unless the disk did not take it. To a new listener
+    /// the latter are told before the [`Reply::Hello`].
     Exited {
         /// Id of the container.
         container: String,
+        /// How. A keeper of before this field leaves it out.
+        #[serde(default)]
+        record: Option<ExitRecord>,
     },
     /// The command of an exec has ended.
     ExecExited {
@@ -216,4 +255,138 @@ pub fn write_whole(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> 
     file.write_all(bytes)?;
     file.sync_data()?;
     std::fs::rename(&temporary, dir.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// What version 1 began as, word for word: keepers that say this, and records that read so, are out there.
+    fn first_words() -> Vec<(&'static str, Value)> {
+        vec![
+            (
+                "setup",
+                json!({"hostname": "web", "own_network": true, "own_ipc": true, "shared_pid": false,
+                "sysctls": {"net.core.somaxconn": "10"}, "cgroup_procs": ["/sys/fs/cgroup/x/cgroup.procs"]}),
+            ),
+            ("started", json!({"pid": 7, "started_at": 5})),
+            ("ended", json!({"exit_code": 3, "oom_killed": false, "finished_at": 9})),
+            ("request", json!({"version": 1, "request": "subscribe"})),
+            (
+                "request",
+                json!({"version": 1, "request": {"start": {"container": "c", "dir": "/d", "oci_root": "/o",
+                "log_path": "/l", "tty": false, "stdin": false, "uid": 0, "cgroup_procs": [], "oom_file": null,
+                "oom_score_adj": 3, "kill_stragglers": false}}}),
+            ),
+            (
+                "request",
+                json!({"version": 1, "request": {"exec": {"container": "c", "oci_root": "/o",
+                "process_file": "/p", "console_socket": null, "uid": 0, "cgroup_procs": [],
+                "oom_score_adj": null}}}),
+            ),
+            ("request", json!({"version": 1, "request": {"signal": {"container": "c", "signal": 15}}})),
+            ("request", json!({"version": 1, "request": {"reopen_log": {"container": "c"}}})),
+            ("request", json!({"version": 1, "request": "shutdown"})),
+            ("reply", json!({"hello": {"version": 1, "pid": 3, "running": ["c"]}})),
+            ("reply", json!({"started": {"pid": 3}})),
+            ("reply", json!({"failed": {"message": "no"}})),
+            ("reply", json!("done")),
+            ("reply", json!({"exited": {"container": "c"}})),
+            ("reply", json!({"exec_exited": {"exit_code": 1}})),
+        ]
+    }
+
+    fn decode(kind: &str, value: &Value) -> Value {
+        fn there_and_back<T: DeserializeOwned + Serialize>(value: &Value) -> Value {
+            let decoded: T = serde_json::from_value(value.clone()).unwrap_or_else(|e| panic!("{value}: {e}"));
+            serde_json::to_value(decoded).unwrap()
+        }
+        match kind {
+            "setup" => there_and_back::<SandboxSetup>(value),
+            "started" => there_and_back::<StartRecord>(value),
+            "ended" => there_and_back::<ExitRecord>(value),
+            "request" => there_and_back::<Envelope>(value),
+            _ => there_and_back::<Reply>(value),
+        }
+    }
+
+    /// With a field that nobody knows.
+    fn extended(value: &Value) -> Value {
+        let mut value = value.clone();
+        if let Value::Object(fields) = &mut value {
+            fields.insert("a_later_field".into(), json!({"x": [1]}));
+        }
+        value
+    }
+
+    /// The same of what a variant carries.
+    fn extended_variant(value: &Value) -> Value {
+        match value {
+            Value::Object(variant) => {
+                Value::Object(variant.iter().map(|(name, fields)| (name.clone(), extended(fields))).collect())
+            }
+            unit => unit.clone(),
+        }
+    }
+
+    /// Whether `found` says all that `expected` says.
+    fn contains(found: &Value, expected: &Value) -> bool {
+        match (found, expected) {
+            (Value::Object(found), Value::Object(expected)) => {
+                expected.iter().all(|(name, value)| found.get(name).is_some_and(|f| contains(f, value)))
+            }
+            (found, expected) => found == expected,
+        }
+    }
+
+    #[test]
+    fn the_first_words_of_version_1_are_understood_for_ever() {
+        for (kind, words) in first_words() {
+            let decoded = decode(kind, &words);
+            assert!(contains(&decoded, &words), "{words} became {decoded}");
+        }
+    }
+
+    #[test]
+    fn what_a_later_version_adds_is_passed_over() {
+        for (kind, words) in first_words() {
+            let words_and_more = match kind {
+                "reply" => extended_variant(&words),
+                "request" => {
+                    let mut envelope = extended(&words);
+                    envelope["request"] = extended_variant(&words["request"]);
+                    envelope
+                }
+                _ => extended(&words),
+            };
+            let decoded = decode(kind, &words_and_more);
+            assert!(contains(&decoded, &words), "{words_and_more} became {decoded}");
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_leaves_out_has_a_default() {
+        assert_eq!(serde_json::from_str::<SandboxSetup>("{}").unwrap(), SandboxSetup::default());
+        assert_eq!(serde_json::from_str::<Start>("{}").unwrap(), Start::default());
+        assert_eq!(serde_json::from_str::<Exec>("{}").unwrap(), Exec::default());
+        let exited: Reply = serde_json::from_str(r#"{"exited":{"container":"c"}}"#).unwrap();
+        assert_eq!(exited, Reply::Exited { container: "c".into(), record: None });
+    }
+
+    #[test]
+    fn rotated_logs_have_upstreams_names() {
+        assert!(is_rotation_of("0.log.20000229-123456", "0.log"));
+        for other in [
+            "0.log",
+            "0.log.tmp",
+            "10.log.20000229-123456",
+            "0.log.20000229-12345x",
+            "0.log.20000229-1234567",
+        ] {
+            assert!(!is_rotation_of(other, "0.log"), "{other}");
+        }
+    }
 }

@@ -6,8 +6,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use coracle_keeper::UnixNanos;
+use coracle_keeper::{LogLimit, UnixNanos};
 use rustix::fs::OFlags;
+
+use crate::rotate;
 
 /// Longest text on one log line, as upstream's runtimes have it.
 pub(crate) const LINE_BYTES_MAX: usize = 16 * 1024;
@@ -15,37 +17,84 @@ pub(crate) const LINE_BYTES_MAX: usize = 16 * 1024;
 /// A log file. A log that cannot be written loses lines but never stops its container.
 pub(crate) struct LogFile {
     path: PathBuf,
-    file: Option<File>,
+    file: File,
+    limit: Option<LogLimit>,
+    /// How long the file is.
+    length: u64,
+    /// The last write failed, which has been said.
+    failing: bool,
+    /// The file ends in the middle of a line that could not be written to its end.
+    torn: bool,
 }
 
 impl LogFile {
-    pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        Ok(LogFile { path: path.to_owned(), file: Some(open(path)?) })
+    pub(crate) fn open(path: &Path, limit: Option<LogLimit>) -> io::Result<Self> {
+        let (file, length, regular) = open(path)?;
+        let limit = limit.filter(|_| regular);
+        Ok(LogFile { path: path.to_owned(), file, limit, length, failing: false, torn: false })
     }
 
     /// Opens the file anew by its path. The old one stays if that fails.
     pub(crate) fn reopen(&mut self) -> io::Result<()> {
-        self.file = Some(open(&self.path)?);
+        (self.file, self.length, _) = open(&self.path)?;
+        self.torn = false;
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8]) {
-        if let Some(file) = &mut self.file
-            && let Err(error) = file.write_all(bytes)
+    fn write(&mut self, bytes: &[u8], now: UnixNanos) {
+        if let Some(limit) = self.limit
+            && self.length > 0
+            && self.length + bytes.len() as u64 > limit.bytes
         {
+            let rotated = rotate::rotate(&self.path, limit.files, now).and_then(|()| self.reopen());
+            if let Err(error) = rotated {
+                eprintln!("coracle-keeper: cannot rotate {}: {error}", self.path.display());
+                // Not at each line from now on: after as many bytes again.
+                self.length = 0;
+            }
+        }
+        let result = self.write_to_file(bytes);
+        if let Err(error) = &result
+            && !self.failing
+        {
+            // Once: these words go to memory, and a container may write without end.
             eprintln!("coracle-keeper: cannot write {}: {error}", self.path.display());
         }
+        self.failing = result.is_err();
+    }
+
+    fn write_to_file(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        if self.torn {
+            self.file.write_all(b"\n")?;
+            self.torn = false;
+            self.length += 1;
+        }
+        while !bytes.is_empty() {
+            match self.file.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    self.torn = bytes[count - 1] != b'\n';
+                    self.length += count as u64;
+                    bytes = &bytes[count..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
-/// The last component is never followed if it is a link: a Pod may be able to write in its log directory.
-fn open(path: &Path) -> io::Result<File> {
-    File::options()
+/// The file, its length, and whether it is a regular one. The last component is never followed if it is a link: a Pod may be able to write in its log directory.
+fn open(path: &Path) -> io::Result<(File, u64, bool)> {
+    let file = File::options()
         .append(true)
         .create(true)
         .mode(0o640)
         .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed())
-        .open(path)
+        .open(path)?;
+    let metadata = file.metadata()?;
+    Ok((file, metadata.len(), metadata.is_file()))
 }
 
 /// Cuts one stream into lines.
@@ -76,7 +125,7 @@ impl LineCutter {
             }
         }
         if !out.is_empty() {
-            log.write(&out);
+            log.write(&out, now);
         }
     }
 
@@ -85,7 +134,7 @@ impl LineCutter {
         if !self.partial.is_empty() {
             let mut out = Vec::new();
             self.line(&mut out, &[], stream, b'P', now);
-            log.write(&out);
+            log.write(&out, now);
         }
     }
 
@@ -104,8 +153,14 @@ impl LineCutter {
 
 /// RFC 3339 with all nine digits, in UTC.
 pub(crate) fn rfc3339(at: UnixNanos) -> String {
-    let seconds = at.div_euclid(1_000_000_000);
+    let (year, month, day, hour, minute, second) = calendar(at);
     let nanos = at.rem_euclid(1_000_000_000);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
+}
+
+/// Year, month, day, hour, minute and second in UTC.
+pub(crate) fn calendar(at: UnixNanos) -> (i64, i64, i64, i64, i64, i64) {
+    let seconds = at.div_euclid(1_000_000_000);
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
     // Days to a date of the proleptic Gregorian calendar, counting years from March.
     let shifted = days + 719_468;
@@ -117,8 +172,7 @@ pub(crate) fn rfc3339(at: UnixNanos) -> String {
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
     let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{nanos:09}Z")
+    (year, month, day, second / 3600, second / 60 % 60, second % 60)
 }
 
 #[cfg(test)]
@@ -127,7 +181,7 @@ mod tests {
 
     fn cut(chunks: &[&[u8]]) -> Vec<String> {
         let path = std::env::temp_dir().join(format!("coracle-log-{}-{:p}", std::process::id(), chunks));
-        let mut log = LogFile::open(&path).unwrap();
+        let mut log = LogFile::open(&path, None).unwrap();
         let mut cutter = LineCutter::default();
         for chunk in chunks {
             cutter.feed(chunk, "stdout", 0, &mut log);
@@ -162,5 +216,55 @@ mod tests {
     fn times_are_rfc3339_with_nanoseconds() {
         assert_eq!(rfc3339(951_827_696_000_000_007), "2000-02-29T12:34:56.000000007Z");
         assert_eq!(rfc3339(1_798_761_599_999_999_999), "2026-12-31T23:59:59.999999999Z");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_said_once_and_tears_no_later_line() {
+        let path = std::env::temp_dir().join(format!("coracle-log-torn-{}", std::process::id()));
+        let mut log = LogFile::open(&path, None).unwrap();
+        // A pipe takes a part of what does not fit, as a disk that fills up does.
+        let flags = rustix::pipe::PipeFlags::NONBLOCK | rustix::pipe::PipeFlags::CLOEXEC;
+        let (read, write) = rustix::pipe::pipe_with(flags).unwrap();
+        let mut read = File::from(read);
+        log.file = File::from(write);
+        let drain = |read: &mut File| {
+            let mut all = Vec::new();
+            let _ = io::Read::read_to_end(read, &mut all);
+            all
+        };
+        log.write(&[vec![b'x'; 1 << 20], b"\n".to_vec()].concat(), 0);
+        assert!(log.failing && log.torn);
+        log.write(b"lost\n", 0);
+        assert!(log.failing && log.torn);
+        drain(&mut read);
+        log.write(b"next\n", 0);
+        assert!(!log.failing);
+        assert_eq!(drain(&mut read), b"\nnext\n");
+        log.write(b"last\n", 0);
+        assert_eq!(drain(&mut read), b"last\n");
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_log_that_is_full_is_rotated_between_lines() {
+        let dir = std::env::temp_dir().join(format!("coracle-log-rotation-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("0.log");
+        std::fs::write(&path, "what an earlier keeper wrote\n").unwrap();
+        let mut log = LogFile::open(&path, Some(LogLimit { bytes: 40, files: 3 })).unwrap();
+        let mut cutter = LineCutter::default();
+        // All in the same second: the names go on counting.
+        for line in ["one", "two", "three", "four"] {
+            cutter.feed(format!("{line}\n").as_bytes(), "stdout", 951_827_696_000_000_007, &mut log);
+        }
+        let mut names: Vec<_> =
+            std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["0.log", "0.log.20000229-123458", "0.log.20000229-123459"]);
+        let text = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        assert!(text(&names[0]).ends_with("F four\n"));
+        assert!(text(&names[2]).ends_with("F three\n"));
+        assert_eq!(text(&names[2]).lines().count(), 1);
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -6,11 +6,14 @@
 //! short-lived children only.
 
 mod confine;
+mod ends;
 mod launch;
 mod log;
 mod process;
+mod rotate;
 mod sandbox;
 mod server;
+mod sources;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;

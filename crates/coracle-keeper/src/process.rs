@@ -133,11 +133,8 @@ pub(crate) fn write_quickly(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<
     std::fs::rename(temporary, dir.join(name))
 }
 
-pub(crate) fn store<T: serde::Serialize>(dir: &Path, name: &str, record: &T) {
-    let bytes = serde_json::to_vec(record).unwrap_or_default();
-    if let Err(error) = write_durably(dir, name, &bytes) {
-        eprintln!("coracle-keeper: cannot write {}/{name}: {error}", dir.display());
-    }
+pub(crate) fn store<T: serde::Serialize>(dir: &Path, name: &str, record: &T) -> io::Result<()> {
+    write_durably(dir, name, &serde_json::to_vec(record)?)
 }
 
 /// Whether the kernel killed something here: `oom_kill N` in `memory.oom_control` (v1) or `memory.events` (v2).

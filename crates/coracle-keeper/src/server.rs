@@ -5,52 +5,45 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use coracle_keeper::{
-    EXIT_FILE, Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord, wire,
-};
+use coracle_keeper::{Envelope, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord, wire};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::pipe::PipeFlags;
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+
+use crate::ends::Unwritten;
 
 use crate::launch::{self, Helper, Stdio};
 use crate::log::{LineCutter, LogFile};
 use crate::process::{
-    Container, Kind, Launch, Output, Process, listen, now, oom_kills, receive_terminal, store, write_quickly,
+    Container, Kind, Launch, Output, Process, listen, now, receive_terminal, write_quickly,
 };
 use crate::sandbox;
+use crate::sources::{Source, connections_max};
 
 pub(crate) type ConnectionId = u64;
-type ProcessId = u64;
+pub(crate) type ProcessId = u64;
 
 pub(crate) struct Server {
     dir: PathBuf,
-    listener: OwnedFd,
-    watch: OwnedFd,
-    connections: BTreeMap<ConnectionId, Connection>,
-    processes: BTreeMap<ProcessId, Process>,
+    pub(crate) listener: OwnedFd,
+    pub(crate) watch: OwnedFd,
+    pub(crate) connections: BTreeMap<ConnectionId, Connection>,
+    pub(crate) connections_max: usize,
+    /// No descriptor was left for a connection that waits.
+    pub(crate) out_of_descriptors: bool,
+    pub(crate) processes: BTreeMap<ProcessId, Process>,
+    /// Ends whose records the disk did not take yet.
+    pub(crate) unwritten: Vec<Unwritten>,
     next: u64,
     ending: bool,
 }
 
-struct Connection {
-    socket: OwnedFd,
-    subscribed: bool,
-}
-
-#[derive(Clone, Copy)]
-enum Source {
-    Listener,
-    Directory,
-    Connection(ConnectionId),
-    Launch(ProcessId),
-    Console(ProcessId),
-    Output(ProcessId, usize),
-    Exit(ProcessId),
+pub(crate) struct Connection {
+    pub(crate) socket: OwnedFd,
+    pub(crate) subscribed: bool,
 }
 
 impl Server {
@@ -60,6 +53,11 @@ impl Server {
             refuse(&listener, &error.to_string());
             return Err(error);
         }
+        Server::serving(dir, listener)
+    }
+
+    /// A server of a sandbox that is set up.
+    pub(crate) fn serving(dir: PathBuf, listener: OwnedFd) -> io::Result<Self> {
         let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         inotify::add_watch(&watch, &dir, inotify::WatchFlags::DELETE_SELF)?;
         Ok(Server {
@@ -67,7 +65,10 @@ impl Server {
             listener,
             watch,
             connections: BTreeMap::new(),
+            connections_max: connections_max(),
+            out_of_descriptors: false,
             processes: BTreeMap::new(),
+            unwritten: Vec::new(),
             next: 0,
             ending: false,
         })
@@ -76,54 +77,14 @@ impl Server {
     /// Serves until told to end, and until nothing runs.
     pub(crate) fn run(mut self) {
         while !(self.ending && self.processes.is_empty()) {
-            let ready = match self.wait() {
-                Ok(ready) => ready,
-                Err(error) => {
-                    eprintln!("coracle-keeper: poll: {error}");
-                    return;
-                }
-            };
-            for source in ready {
+            for source in self.wait() {
                 self.handle(source);
             }
+            self.write_unwritten();
         }
         for connection in self.connections.values() {
             let _ = wire::send(&connection.socket, &Reply::Done, &[]);
         }
-    }
-
-    /// Everything that can wake the keeper. Output comes before exits: whatever a process wrote is logged first.
-    fn wait(&self) -> io::Result<Vec<Source>> {
-        let mut sources = vec![Source::Listener, Source::Directory];
-        let mut fds =
-            vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&self.watch, PollFlags::IN)];
-        let mut add = |source, fd| {
-            sources.push(source);
-            fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-        };
-        for (id, connection) in &self.connections {
-            add(Source::Connection(*id), connection.socket.as_fd());
-        }
-        for (id, process) in &self.processes {
-            if let Kind::Container(container) = &process.kind {
-                for (index, output) in container.outputs.iter().enumerate() {
-                    add(Source::Output(*id, index), output.pipe.as_fd());
-                }
-                if let Some(console) = &container.console {
-                    add(Source::Console(*id), console.as_fd());
-                }
-            }
-            match (&process.launch, &process.pidfd) {
-                (Some(launch), _) => add(Source::Launch(*id), launch.helper.status.as_fd()),
-                (None, Some(pidfd)) => add(Source::Exit(*id), pidfd.as_fd()),
-                (None, None) => {}
-            }
-        }
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        Ok(sources.into_iter().zip(&fds).filter(|(_, fd)| !fd.revents().is_empty()).map(|(s, _)| s).collect())
     }
 
     fn handle(&mut self, source: Source) {
@@ -142,15 +103,7 @@ impl Server {
         }
     }
 
-    fn accept(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        if let Ok(socket) = rustix::net::accept_with(&self.listener, flags) {
-            let id = self.id();
-            self.connections.insert(id, Connection { socket, subscribed: false });
-        }
-    }
-
-    fn id(&mut self) -> u64 {
+    pub(crate) fn id(&mut self) -> u64 {
         self.next += 1;
         self.next
     }
@@ -175,7 +128,7 @@ impl Server {
         }
     }
 
-    fn reply(&mut self, id: ConnectionId, reply: &Reply) {
+    pub(crate) fn reply(&mut self, id: ConnectionId, reply: &Reply) {
         if let Some(connection) = self.connections.get(&id)
             && wire::send(&connection.socket, reply, &[]).is_err()
         {
@@ -198,6 +151,8 @@ impl Server {
     fn request(&mut self, id: ConnectionId, request: Request, descriptors: Vec<OwnedFd>) {
         let reply = match request {
             Request::Subscribe => {
+                // First, so that whoever hears what runs knows how the others ended.
+                self.tell_unwritten(id);
                 if let Some(connection) = self.connections.get_mut(&id) {
                     connection.subscribed = true;
                 }
@@ -210,6 +165,7 @@ impl Server {
             Request::Start(_) | Request::Exec(_) if self.ending => {
                 Reply::Failed { message: "the sandbox is ending".to_owned() }
             }
+            Request::Start(start) if self.join_start(id, &start.container) => return,
             Request::Start(start) => match self.start(id, *start) {
                 Ok(()) => return,
                 Err(error) => Reply::Failed { message: error.to_string() },
@@ -261,6 +217,11 @@ impl Server {
                 Ok(()) | Err(Errno::SRCH) => Reply::Done,
                 Err(error) => Reply::Failed { message: error.to_string() },
             },
+            // Its launch fails then.
+            Some((Process { launch: Some(launch), .. }, _)) if signal == Signal::KILL => {
+                let _ = kill_process(launch.helper.pid, Signal::KILL);
+                Reply::Done
+            }
             Some(_) => Reply::Failed { message: "the container is just being started".to_owned() },
             None => Reply::Done,
         }
@@ -273,11 +234,25 @@ impl Server {
         }
     }
 
-    fn start(&mut self, connection: ConnectionId, start: Start) -> io::Result<()> {
-        if self.containers().any(|(_, c)| c.start.container == start.container) {
-            return Err(io::Error::other("the container already runs"));
+    /// A container that is being started, or runs, is not started twice: who asks again, after a daemon's
+    /// restart, hears how the first time went.
+    fn join_start(&mut self, connection: ConnectionId, name: &str) -> bool {
+        let found = self.processes.values_mut().find(|process| match &process.kind {
+            Kind::Container(container) => container.start.container == name,
+            Kind::Exec => false,
+        });
+        let Some(process) = found else { return false };
+        if process.launch.is_some() {
+            process.connection = Some(connection);
+        } else {
+            let pid = process.pid;
+            self.reply(connection, &Reply::Started { pid });
         }
-        let log = LogFile::open(&start.log_path)
+        true
+    }
+
+    fn start(&mut self, connection: ConnectionId, start: Start) -> io::Result<()> {
+        let log = LogFile::open(&start.log_path, start.log_limit)
             .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", start.log_path.display())))?;
         let mut container =
             Box::new(Container { start, log, outputs: Vec::new(), stdin_kept_open: None, console: None });
@@ -315,7 +290,7 @@ impl Server {
     }
 
     /// Reads what a launch says, and concludes it at its end.
-    fn launching(&mut self, id: ProcessId) {
+    pub(crate) fn launching(&mut self, id: ProcessId) {
         let Some(process) = self.processes.get_mut(&id) else { return };
         let Some(launch) = &mut process.launch else { return };
         let mut buffer = [0u8; 4096];
@@ -373,30 +348,6 @@ impl Server {
         }
     }
 
-    /// Takes back what is left of a launch that failed.
-    fn failed(&mut self, id: ProcessId, message: String) {
-        let Some(mut process) = self.processes.remove(&id) else { return };
-        process.kill();
-        if let Some(pidfd) = &process.pidfd {
-            let _ = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED);
-        }
-        self.reap_strangers();
-        if let Kind::Container(container) = &mut process.kind {
-            container.drain();
-            let record = ExitRecord {
-                exit_code: 128,
-                oom_killed: false,
-                finished_at: now(),
-                start_error: Some(message.clone()),
-            };
-            store(&container.start.dir, EXIT_FILE, &record);
-            container.forget();
-        }
-        if let Some(connection) = process.connection {
-            self.reply(connection, &Reply::Failed { message });
-        }
-    }
-
     fn take_console(&mut self, id: ProcessId) {
         let Some(Process { kind: Kind::Container(container), .. }) = self.processes.get_mut(&id) else {
             return;
@@ -419,71 +370,6 @@ impl Server {
         if let Some(Process { kind: Kind::Container(container), .. }) = self.processes.get_mut(&id) {
             // One read only, so that a busy writer does not keep the others waiting.
             container.read(index);
-        }
-    }
-
-    fn exited(&mut self, id: ProcessId) {
-        let Some(process) = self.processes.get(&id) else { return };
-        let Some(pidfd) = &process.pidfd else { return };
-        let exit_code =
-            match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
-                Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                    (Some(code), _) => code,
-                    (None, signal) => 128 + signal.unwrap_or(0),
-                },
-                Ok(None) | Err(Errno::INTR) => return,
-                Err(_) => 255,
-            };
-        let Some(mut process) = self.processes.remove(&id) else { return };
-        match &mut process.kind {
-            Kind::Exec => {
-                if let Some(connection) = process.connection {
-                    self.reply(connection, &Reply::ExecExited { exit_code });
-                    self.connections.remove(&connection);
-                }
-            }
-            Kind::Container(container) => {
-                if container.start.kill_stragglers {
-                    container.kill_cgroup();
-                }
-                container.drain();
-                let oom_killed = container.start.oom_file.as_deref().is_some_and(oom_kills);
-                let record = ExitRecord { exit_code, oom_killed, finished_at: now(), start_error: None };
-                store(&container.start.dir, EXIT_FILE, &record);
-                container.forget();
-                let reply = Reply::Exited { container: container.start.container.clone() };
-                let subscribers: Vec<ConnectionId> =
-                    self.connections.iter().filter(|(_, c)| c.subscribed).map(|(id, _)| *id).collect();
-                for subscriber in subscribers {
-                    self.reply(subscriber, &reply);
-                }
-            }
-        }
-        self.reap_strangers();
-    }
-
-    /// Reaps children that the keeper did not start: what a launch that was killed left behind.
-    fn reap_strangers(&self) {
-        let peek = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-        // SAFETY: an all-zero `siginfo_t` is a valid value of a plain C structure.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let flags = peek.bits().cast_signed();
-        // SAFETY: the kernel fills one `siginfo_t`, which outlives the call.
-        while unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) } == 0 {
-            // SAFETY: waitid succeeded, so the structure is one of a child.
-            let pid = unsafe { info.si_pid() };
-            let known = self.processes.values().any(|process| {
-                process.pid == pid
-                    || process
-                        .launch
-                        .as_ref()
-                        .is_some_and(|launch| launch.helper.pid.as_raw_nonzero().get() == pid)
-            });
-            // A child of ours that has ended hides further ones; its own event takes care of it, and then of them.
-            if pid == 0 || known {
-                return;
-            }
-            let _ = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::NOHANG);
         }
     }
 }

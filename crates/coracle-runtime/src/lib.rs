@@ -3,4 +3,4 @@
 mod engine;
 pub mod image;
 
-pub use engine::{EmbeddedRuntime, RootfsSource, RuntimeConfig, purge};
+pub use engine::{EmbeddedRuntime, LogLimit, RootfsSource, RuntimeConfig, purge};

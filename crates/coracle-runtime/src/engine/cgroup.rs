@@ -23,6 +23,8 @@ pub(crate) enum Layout {
     V1 { controllers: BTreeMap<String, PathBuf>, others: Vec<PathBuf> },
 }
 
+const SWAP_MAX: &str = "memory.swap.max";
+
 const V1_CONTROLLERS: &[&str] =
     &["blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "pids"];
 
@@ -82,13 +84,17 @@ pub(crate) struct Cgroups {
 }
 
 /// A control group, relative to the root of each hierarchy; starts with the cluster's prefix.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct CgroupPath(PathBuf);
 
 impl CgroupPath {
     /// With a leading slash, as the OCI specification wants it.
     pub(crate) fn absolute(&self) -> PathBuf {
         Path::new("/").join(&self.0)
+    }
+
+    pub(crate) fn parent(&self) -> CgroupPath {
+        CgroupPath(self.0.parent().unwrap_or(&self.0).to_owned())
     }
 }
 
@@ -156,7 +162,10 @@ impl Cgroups {
             Layout::V2(root) => {
                 let dir = root.join(&path.0);
                 for (name, value) in v2_values(resources) {
-                    set(&dir, &name, &value)?;
+                    // A kernel that does not count swap has no such file.
+                    if name != SWAP_MAX || dir.join(&name).exists() {
+                        set(&dir, &name, &value)?;
+                    }
                 }
                 Ok(())
             }
@@ -260,6 +269,35 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes the group where nothing is in it.
+    pub(crate) fn remove_if_empty(&self, path: &CgroupPath) {
+        if path.0.starts_with(&self.prefix) && path.0 != self.prefix {
+            for root in self.layout.roots() {
+                let _ = fs::remove_dir(root.join(&path.0));
+            }
+        }
+    }
+
+    /// The cluster's groups of this name, wherever they are.
+    pub(crate) fn named(&self, name: &str) -> Vec<CgroupPath> {
+        let mut found = Vec::new();
+        for root in self.layout.roots() {
+            let mut todo = vec![root.join(&self.prefix)];
+            while let Some(dir) = todo.pop() {
+                if dir.file_name().is_some_and(|last| last == name)
+                    && let Ok(path) = dir.strip_prefix(root)
+                {
+                    found.push(CgroupPath(path.to_owned()));
+                } else {
+                    todo.extend(children(&dir));
+                }
+            }
+        }
+        found.sort();
+        found.dedup();
+        found
+    }
+
     /// Kills and removes everything of the cluster.
     pub(crate) fn purge(&self) -> io::Result<()> {
         let all = CgroupPath(self.prefix.clone());
@@ -340,6 +378,8 @@ fn v2_values(resources: &LinuxContainerResources) -> Vec<(String, String)> {
     }
     if let Some(limit) = resources.memory_limit_in_bytes {
         add("memory.max", if limit > 0 { limit.to_string() } else { "max".to_owned() });
+        // No more memory by way of swap.
+        add(SWAP_MAX, if limit > 0 { "0" } else { "max" }.to_owned());
     }
     if let Some(limit) = resources.pids_limit {
         add("pids.max", if limit > 0 { limit.to_string() } else { "max".to_owned() });
@@ -457,6 +497,7 @@ mod tests {
         assert_eq!(values["cpu.max"], "50000 100000");
         assert_eq!(values["cpu.weight"], "39");
         assert_eq!(values["memory.max"], "67108864");
+        assert_eq!(values["memory.swap.max"], "0", "a container over its limit is killed, not swapped");
         assert_eq!(values["pids.max"], "max");
     }
 

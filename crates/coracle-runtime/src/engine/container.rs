@@ -1,7 +1,7 @@
 //! Containers: made, started, stopped, removed, changed.
 
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,12 +15,15 @@ use tokio::sync::watch;
 
 use crate::image::DeviceNodes;
 
-use super::keeper::Connection;
+use super::keeper::{ANSWER_LIMIT, Connection, LAUNCH_LIMIT};
 use super::rootfs::{self, Kind, Root, WantedUser};
 use super::sandbox::SHM_DIR;
 use super::spec::{self, Bind, Device, Namespaces};
 use super::state::{self, CONTAINER_FILE, ContainerRecord, RESOURCES_FILE, SPEC_FILE};
 use super::{Container, Inner, Phase, Sandbox, blocking, failed, internal, lock};
+
+/// What a keeper says that does not know how to be asked twice for the same start.
+const ALREADY_RUNS: &str = "the container already runs";
 
 impl Container {
     pub(super) fn new(
@@ -264,6 +267,7 @@ impl Inner {
             Phase::Removed => return Err(CriError::NotFound(format!("container {id} is removed"))),
         }
         let record = &container.record;
+        self.met(&record.sandbox).await?;
         let cgroup = self.cgroups.path(&record.cgroup).map_err(internal)?;
         let request = Start {
             container: record.id.clone(),
@@ -276,36 +280,39 @@ impl Inner {
             cgroup_procs: self.cgroups.procs(&cgroup),
             oom_file: self.cgroups.oom_file(&cgroup),
             oom_score_adj: record.config.resources.oom_score_adj,
+            log_limit: Some(self.log_limit),
             kill_stragglers: !record.own_pid_namespace,
         };
         let run = self.layout.sandbox_run(&record.sandbox);
-        let mut keeper = Connection::ask(&run, Request::Start(Box::new(request)), &[]).map_err(|e| {
-            CriError::FailedPrecondition(format!("sandbox {} is not running: {e}", record.sandbox))
-        })?;
-        match keeper.reply().await.map_err(internal)? {
-            Some(Reply::Started { pid }) => {
-                let started_at = state::load_start(&self.layout.container(&record.id))
-                    .ok()
-                    .flatten()
-                    .map_or_else(|| self.clock.now(), |start| state::timestamp(start.started_at));
-                container.advance(Phase::Running { pid: u32::try_from(pid).ok(), started_at });
-                self.tell(ContainerEventKind::Started, &record.pod_uid, Some(&record.id));
-                Ok(())
-            }
-            Some(Reply::Failed { message }) => {
-                let exit = self.record_failed_start(record, &message)?;
+        let mut keeper = Connection::ask(&run, Request::Start(Box::new(request)), &[])?;
+        match keeper.reply_within(&self.clock, LAUNCH_LIMIT).await? {
+            Reply::Failed { message } if message != ALREADY_RUNS => {
+                let exit = self.record_failed_start(record, &message);
                 self.exited(&container, exit);
                 Err(CriError::Internal(message))
             }
-            Some(_) | None => Err(CriError::Internal("the keeper of the sandbox died".to_owned())),
+            reply => {
+                let start = state::load_start(&self.layout.container(&record.id)).ok().flatten();
+                let pid = match (&reply, &start) {
+                    (Reply::Started { pid }, _) => Some(*pid),
+                    (_, Some(start)) => Some(start.pid),
+                    (_, None) => None,
+                };
+                let started_at =
+                    start.map_or_else(|| self.clock.now(), |start| state::timestamp(start.started_at));
+                let pid = pid.and_then(|pid| u32::try_from(pid).ok());
+                container.advance(Phase::Running { pid, started_at });
+                self.tell(ContainerEventKind::Started, &record.pod_uid, Some(&record.id));
+                Ok(())
+            }
         }
     }
 
     /// The keeper writes this down itself, unless it did not come so far.
-    fn record_failed_start(&self, record: &ContainerRecord, message: &str) -> CriResult<ExitRecord> {
+    fn record_failed_start(&self, record: &ContainerRecord, message: &str) -> ExitRecord {
         let dir = self.layout.container(&record.id);
-        if let Some(exit) = state::load_exit(&dir).map_err(internal)? {
-            return Ok(exit);
+        if let Ok(Some(exit)) = state::load_exit(&dir) {
+            return exit;
         }
         let exit = ExitRecord {
             exit_code: 128,
@@ -313,40 +320,8 @@ impl Inner {
             finished_at: state::nanos(self.clock.now()),
             start_error: Some(message.to_owned()),
         };
-        state::store_exit(&dir, &exit).map_err(internal)?;
-        Ok(exit)
-    }
-
-    /// Asks, waits, kills. Every caller brings a deadline of its own, so the shortest one counts.
-    pub(super) async fn stop(&self, container: &Container, grace: Duration) -> CriResult<()> {
-        if !matches!(container.phase(), Phase::Running { .. }) {
-            return Ok(());
-        }
-        if !grace.is_zero() {
-            if !container.asked_to_stop.swap(true, Ordering::AcqRel) {
-                self.signal(container, container.record.stop_signal).await?;
-            }
-            if self.clock.timeout(grace, container.ended()).await.is_some() {
-                return Ok(());
-            }
-        }
-        self.signal(container, libc::SIGKILL).await?;
-        // The kernel ends it; if the keeper dies meanwhile, whoever watches the keeper says so.
-        container.ended().await;
-        Ok(())
-    }
-
-    async fn signal(&self, container: &Container, signal: i32) -> CriResult<()> {
-        let run = self.layout.sandbox_run(&container.record.sandbox);
-        let request = Request::Signal { container: container.record.id.clone(), signal };
-        match Connection::ask(&run, request, &[]) {
-            Ok(mut keeper) => match keeper.reply().await.map_err(internal)? {
-                Some(Reply::Failed { message }) => Err(CriError::Internal(message)),
-                Some(_) | None => Ok(()),
-            },
-            // No keeper, no process.
-            Err(_) => Ok(()),
-        }
+        self.write_down(&record.id, &exit);
+        exit
     }
 
     pub(super) async fn remove(self: Arc<Self>, container: Arc<Container>) -> CriResult<()> {
@@ -405,11 +380,10 @@ impl Inner {
         }
         let run = self.layout.sandbox_run(&container.record.sandbox);
         let request = Request::ReopenLog { container: id.0.clone() };
-        let mut keeper = Connection::ask(&run, request, &[]).map_err(internal)?;
-        match keeper.reply().await.map_err(internal)? {
-            Some(Reply::Done) => Ok(()),
-            Some(Reply::Failed { message }) => Err(CriError::Internal(message)),
-            Some(_) | None => Err(CriError::Internal("the keeper of the sandbox died".to_owned())),
+        let mut keeper = Connection::ask(&run, request, &[])?;
+        match keeper.reply_within(&self.clock, ANSWER_LIMIT).await? {
+            Reply::Failed { message } => Err(CriError::Internal(message)),
+            _ => Ok(()),
         }
     }
 }

@@ -5,7 +5,10 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use coracle_clock::Clock;
+use coracle_cri::CriError;
 use coracle_keeper::{Envelope, PROTOCOL_VERSION, Reply, Request, SOCKET_FILE, wire};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -73,6 +76,48 @@ pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(fd)? })
 }
 
+/// How long a keeper may take for what it does at once.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// How long it may take to have a program executed; upstream's limit for a request to a runtime.
+pub(crate) const LAUNCH_LIMIT: Duration = Duration::from_secs(120);
+
+/// Why a keeper gave no answer. Only the first is a reason to believe that it has ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoAnswer {
+    /// Nobody listens, or the connection has been closed.
+    #[error("the keeper of the sandbox died")]
+    Gone,
+    /// It may live, but says nothing: stopped, or waiting for a disk.
+    #[error("the keeper of the sandbox does not answer")]
+    Silent,
+    /// It cannot be asked, for a reason on this side.
+    #[error("cannot talk to the keeper of the sandbox: {0}")]
+    Unasked(io::Error),
+}
+
+impl From<io::Error> for NoAnswer {
+    fn from(error: io::Error) -> Self {
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, NotFound, WouldBlock,
+        };
+        match error.kind() {
+            NotFound | ConnectionRefused | ConnectionReset | BrokenPipe | NotConnected => NoAnswer::Gone,
+            // As many connections wait for it as can.
+            WouldBlock => NoAnswer::Silent,
+            _ => NoAnswer::Unasked(error),
+        }
+    }
+}
+
+impl From<NoAnswer> for CriError {
+    fn from(reason: NoAnswer) -> Self {
+        match reason {
+            NoAnswer::Silent => CriError::DeadlineExceeded(reason.to_string()),
+            NoAnswer::Gone | NoAnswer::Unasked(_) => CriError::Internal(reason.to_string()),
+        }
+    }
+}
+
 /// A connection to a keeper, for one request and its replies.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -81,26 +126,43 @@ pub(crate) struct Connection {
 
 impl Connection {
     /// Connects to the keeper of the sandbox whose run directory is `dir`, and asks.
-    pub(crate) fn ask(dir: &Path, request: Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Self> {
+    pub(crate) fn ask(
+        dir: &Path,
+        request: Request,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Self, NoAnswer> {
         let directory = open_dir(dir)?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-        rustix::net::connect(&socket, &address(&directory, SOCKET_FILE)?)?;
+        let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .map_err(io::Error::from)?;
+        rustix::net::connect(&socket, &address(&directory, SOCKET_FILE)?).map_err(io::Error::from)?;
         // The first message on a fresh socket always has room.
         wire::send(&socket, &Envelope { version: PROTOCOL_VERSION, request }, descriptors)?;
         Ok(Connection { socket: watched(socket)? })
     }
 
-    /// The next reply; `None` when the keeper has gone.
-    pub(crate) async fn reply(&mut self) -> io::Result<Option<Reply>> {
+    /// The next reply that is understood. A keeper of a later version may say more than this.
+    pub(crate) async fn reply(&mut self) -> Result<Reply, NoAnswer> {
         loop {
             let mut ready = self.socket.readable().await?;
             match ready.try_io(|socket| wire::receive::<Reply>(socket.get_ref().as_fd())) {
-                Ok(Ok(message)) => return Ok(message.map(|(reply, _)| reply)),
-                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-                Ok(Err(error)) => return Err(error),
+                Ok(Ok(Some((reply, _)))) => return Ok(reply),
+                Ok(Ok(None)) => return Err(NoAnswer::Gone),
+                Ok(Err(error)) if not_understood(&error) => {
+                    tracing::warn!(%error, "a keeper says something that is not understood");
+                }
+                Ok(Err(error)) => return Err(error.into()),
                 Err(_would_block) => {}
             }
         }
     }
+
+    /// The next reply, if it comes in time.
+    pub(crate) async fn reply_within(&mut self, clock: &Clock, limit: Duration) -> Result<Reply, NoAnswer> {
+        clock.timeout(limit, self.reply()).await.unwrap_or(Err(NoAnswer::Silent))
+    }
+}
+
+fn not_understood(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }

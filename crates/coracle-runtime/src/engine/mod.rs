@@ -5,13 +5,17 @@
 //!   daemon, and a new daemon finds them by their keepers' sockets.
 //! - Calls that change something run in tasks of their own: a caller that goes away does not leave them half
 //!   done. Operations on one sandbox or container take turns; nothing slow happens under the index's lock.
-//! - A container's end is on disk, written by its keeper, before anyone here hears of it.
+//! - A container's end is on disk, written by its keeper, before anyone here hears of it; the word carries the
+//!   end too, for when the disk is full.
+//! - Only a keeper that nobody can reach any more is dead. One that is silent is waited for with a limit, and what
+//!   it keeps is believed to go on.
 //!
 //! Where to read next: `sandbox.rs` and `container.rs` for the operations, `session.rs` for exec, `recover.rs`
 //! for what a new daemon does, `rootfs.rs` and `spec.rs` for what a container sees.
 
 mod cgroup;
 mod container;
+mod ends;
 mod keeper;
 mod purge;
 mod recover;
@@ -21,6 +25,7 @@ mod service;
 mod session;
 mod spec;
 mod state;
+mod stop;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -34,6 +39,7 @@ use coracle_cri::{
     LinuxContainerResources, PodNetwork,
 };
 use coracle_keeper::ExitRecord;
+pub use coracle_keeper::LogLimit;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
@@ -53,6 +59,8 @@ pub struct RuntimeConfig {
     pub run_dir: PathBuf,
     /// Control group of the cluster, from the root of each hierarchy, for example `/coracle-NAME`.
     pub cgroup_root: PathBuf,
+    /// When logs of containers are rotated.
+    pub log_limit: LogLimit,
 }
 
 /// Where root file systems come from. Everything may block.
@@ -100,6 +108,7 @@ struct Inner {
     making: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
     listeners: Mutex<Vec<mpsc::Sender<ContainerEvent>>>,
     held_capabilities: u64,
+    log_limit: LogLimit,
 }
 
 #[derive(Default)]
@@ -115,6 +124,8 @@ struct Sandbox {
     turn: tokio::sync::Mutex<()>,
     /// The keeper has been told to end: its going is no accident.
     ending: AtomicBool,
+    /// Turns true when the keeper has said what runs: until then the disk alone speaks, which may be behind.
+    met: watch::Sender<bool>,
     /// Turns true when the keeper has gone and what it left has been seen to.
     gone: watch::Sender<bool>,
 }
@@ -172,6 +183,7 @@ impl EmbeddedRuntime {
                 making: Mutex::default(),
                 listeners: Mutex::default(),
                 held_capabilities: held_capabilities(),
+                log_limit: config.log_limit,
             }))
         })
         .await?;

@@ -4,50 +4,67 @@ use std::path::Path;
 use std::sync::Arc;
 
 use coracle_cri::{CriResult, PodSandboxId};
-use coracle_keeper::{Reply, Request};
+use futures::future::join_all;
 
 use super::container::unmount_roots_of;
-use super::keeper::Connection;
+use super::keeper::NoAnswer;
 use super::state::{self, CONTAINER_FILE, ContainerRecord, SANDBOX_FILE, SandboxPhase, SandboxRecord};
 use super::{Container, Inner, Phase, Sandbox, blocking, internal, lock};
 
 impl Inner {
     pub(super) async fn recover(self: &Arc<Self>) -> CriResult<()> {
-        let mut keepers = Vec::new();
+        let (mut sandboxes, mut half_made, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
         for id in state::names(&self.layout.sandboxes()).map_err(internal)? {
-            let record: Option<SandboxRecord> = match state::load(&self.layout.sandbox(&id), SANDBOX_FILE) {
-                Ok(record) => record,
-                Err(error) => {
-                    tracing::error!(sandbox = %id, %error, "the record of a sandbox cannot be read; it is removed");
-                    None
-                }
-            };
-            match record {
-                Some(record) if record.phase == SandboxPhase::Creating => self.take_back(&record).await?,
-                Some(record) => {
+            match state::load::<SandboxRecord>(&self.layout.sandbox(&id), SANDBOX_FILE) {
+                Ok(Some(record)) if record.phase == SandboxPhase::Creating => half_made.push(record),
+                Ok(Some(record)) => {
                     let sandbox = Sandbox::new(record);
+                    lock(&self.index).sandboxes.insert(id, Arc::clone(&sandbox));
                     if sandbox.is_ready() {
-                        keepers.push((Arc::clone(&sandbox), self.find_keeper(&id).await));
+                        sandboxes.push(sandbox);
                     } else {
                         sandbox.gone.send_replace(true);
                     }
-                    lock(&self.index).sandboxes.insert(id, sandbox);
                 }
-                None => state::remove_tree(&self.layout.sandbox(&id)).map_err(internal)?,
+                Ok(None) => unknown.push(id),
+                Err(error) => {
+                    tracing::error!(sandbox = %id, %error, "the record of a sandbox cannot be read; it is removed");
+                    unknown.push(id);
+                }
             }
         }
+        // All at once: one keeper that is stopped or waits for a disk does not hold up the others.
+        let meetings = join_all(sandboxes.iter().map(|sandbox| self.meet(&sandbox.record.id)));
+        let leftovers = join_all(half_made.iter().map(async |record| {
+            if let Err(error) = self.take_back(record).await {
+                tracing::error!(sandbox = %record.id, %error, "cannot take back a sandbox that was not made to the end");
+            }
+        }));
+        let strangers = join_all(unknown.iter().map(async |id| {
+            if let Err(error) = self.clear_unknown(id).await {
+                tracing::error!(sandbox = %id, %error, "cannot clear what is left of a sandbox");
+            }
+        }));
+        let (meetings, _, _) = futures::join!(meetings, leftovers, strangers);
 
-        let running: Vec<String> =
-            keepers.iter().filter_map(|(_, keeper)| keeper.as_ref()).flat_map(|(_, r)| r.clone()).collect();
+        let running: Vec<String> = meetings.iter().flatten().flat_map(|m| m.running.clone()).collect();
         let inner = Arc::clone(self);
         blocking(move || inner.read_containers(&running)).await?;
 
-        for (sandbox, keeper) in keepers {
-            match keeper {
-                Some((events, _)) => self.watch_keeper(sandbox, events, None),
-                None => {
+        for (sandbox, meeting) in sandboxes.into_iter().zip(meetings) {
+            match meeting {
+                Ok(meeting) => {
+                    let believed = self.believed_running(&sandbox.record.id);
+                    let events = self.met_again(&sandbox, meeting, &believed).await;
+                    self.watch_keeper(sandbox, Some(events), None);
+                }
+                Err(NoAnswer::Gone) => {
                     tracing::warn!(sandbox = %sandbox.record.id, "a sandbox has lost its keeper");
-                    self.without_keeper(&sandbox).await?;
+                    self.without_keeper(&sandbox).await;
+                }
+                Err(reason) => {
+                    tracing::error!(sandbox = %sandbox.record.id, %reason, "it is believed to run, and asked again");
+                    self.watch_keeper(sandbox, None, None);
                 }
             }
         }
@@ -60,23 +77,23 @@ impl Inner {
         self.network.reconcile(&live).await
     }
 
-    async fn find_keeper(&self, sandbox: &str) -> Option<(Connection, Vec<String>)> {
-        let run = self.layout.sandbox_run(sandbox);
-        let mut keeper = Connection::ask(&run, Request::Subscribe, &[]).ok()?;
-        match keeper.reply().await {
-            Ok(Some(Reply::Hello { running, .. })) => Some((keeper, running)),
-            Ok(_) | Err(_) => None,
+    async fn without_keeper(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+        sandbox.gone.send_replace(true);
+        let (inner, copy) = (Arc::clone(self), Arc::clone(sandbox));
+        if let Err(error) = blocking(move || inner.kill_and_record(&copy)).await {
+            tracing::error!(sandbox = %sandbox.record.id, %error, "cannot clean up after a keeper");
         }
+        self.mark_stopped(sandbox).await;
     }
 
-    async fn without_keeper(self: &Arc<Self>, sandbox: &Arc<Sandbox>) -> CriResult<()> {
-        lock(&sandbox.state).phase = SandboxPhase::Stopped;
-        sandbox.gone.send_replace(true);
-        let (inner, sandbox) = (Arc::clone(self), Arc::clone(sandbox));
+    /// Takes back what a sandbox has of which only the id is known. Its containers' control groups go with them.
+    async fn clear_unknown(self: &Arc<Self>, id: &str) -> CriResult<()> {
+        self.shut_keeper(id).await;
+        self.network.teardown(&PodSandboxId(id.to_owned())).await?;
+        let (inner, id) = (Arc::clone(self), id.to_owned());
         blocking(move || {
-            inner.kill_and_record(&sandbox)?;
-            let record = SandboxRecord { phase: SandboxPhase::Stopped, ..sandbox.record.clone() };
-            state::store(&inner.layout.sandbox(&record.id), SANDBOX_FILE, &record).map_err(internal)
+            inner.remove_run_dir(&id)?;
+            state::remove_tree(&inner.layout.sandbox(&id)).map_err(internal)
         })
         .await
     }
@@ -114,15 +131,20 @@ impl Inner {
         Ok(())
     }
 
-    /// A directory without a record, or of a sandbox that is gone: its control group is not known, but is named
-    /// after it.
+    /// A directory without a record, or of a sandbox that is gone: its control group may not be known, but is
+    /// named after it.
     fn clear_leftover(&self, id: &str) -> CriResult<()> {
-        let sandboxes: Vec<_> =
-            lock(&self.index).sandboxes.values().map(|s| s.record.cgroup.clone()).collect();
-        for parent in sandboxes {
-            let cgroup = self.cgroups.path(&parent.join(id)).map_err(internal)?;
+        for cgroup in self.cgroups.named(id) {
             self.cgroups.kill(&cgroup).map_err(internal)?;
             self.cgroups.remove(&cgroup).map_err(internal)?;
+            let pod = cgroup.parent();
+            let known = lock(&self.index)
+                .sandboxes
+                .values()
+                .any(|s| self.cgroups.path(&s.record.cgroup).ok().as_ref() == Some(&pod));
+            if !known {
+                self.cgroups.remove_if_empty(&pod);
+            }
         }
         self.clear_container(id, Path::new(&format!("leftover-{id}")))
     }

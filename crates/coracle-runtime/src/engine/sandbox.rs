@@ -18,12 +18,10 @@ use coracle_keeper::{MOUNTS_DIR, NAMESPACES_DIR, Reply, Request, SETUP_FILE, San
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use tokio::sync::watch;
 
-use super::keeper::Connection;
+use super::keeper::{ANSWER_LIMIT, Connection, NoAnswer};
 use super::rootfs::unmount_all;
 use super::state::{self, SANDBOX_FILE, SandboxPhase, SandboxRecord};
-use super::{
-    Container, Inner, KEEPERS_CGROUP, Phase, Sandbox, SandboxState, blocking, failed, internal, lock,
-};
+use super::{Inner, KEEPERS_CGROUP, Sandbox, SandboxState, blocking, failed, internal, lock};
 
 /// Size of `/dev/shm`, as containerd has it.
 const SHM_OPTIONS: &std::ffi::CStr = c"mode=700,size=67108864";
@@ -42,6 +40,7 @@ impl Sandbox {
             state: Mutex::new(state),
             turn: tokio::sync::Mutex::default(),
             ending: AtomicBool::new(false),
+            met: watch::Sender::new(false),
             gone: watch::Sender::new(false),
         })
     }
@@ -94,14 +93,26 @@ impl Inner {
             phase: SandboxPhase::Creating,
             ips: Vec::new(),
         };
-        match self.make_sandbox(&mut record).await {
-            Ok((child, events)) => {
+        let mut child = None;
+        match self.make_sandbox(&mut record, &mut child).await {
+            Ok(events) => {
                 let sandbox = Sandbox::new(record);
+                sandbox.met.send_replace(true);
                 lock(&self.index).sandboxes.insert(id.clone(), Arc::clone(&sandbox));
-                self.watch_keeper(sandbox, events, Some(child));
+                self.watch_keeper(sandbox, Some(events), child);
                 Ok(PodSandboxId(id))
             }
             Err(error) => {
+                if let Some(mut child) = child {
+                    // It keeps nothing yet. What is not waited for stays as a zombie.
+                    let reaped = blocking(move || {
+                        child.kill().map_err(internal)?;
+                        child.wait().map_err(internal)
+                    });
+                    if let Err(error) = reaped.await {
+                        tracing::warn!(sandbox = %id, %error, "a keeper is left over");
+                    }
+                }
                 if let Err(leftover) = self.take_back(&record).await {
                     tracing::warn!(sandbox = %id, error = %leftover, "a sandbox that could not be made leaves something behind");
                 }
@@ -110,19 +121,25 @@ impl Inner {
         }
     }
 
-    async fn make_sandbox(self: &Arc<Self>, record: &mut SandboxRecord) -> CriResult<(Child, Connection)> {
+    async fn make_sandbox(
+        self: &Arc<Self>,
+        record: &mut SandboxRecord,
+        child: &mut Option<Child>,
+    ) -> CriResult<Connection> {
         let (inner, copy) = (Arc::clone(self), record.clone());
-        let (child, mut events) = blocking(move || inner.prepare_sandbox(&copy)).await?;
-        match events.reply().await.map_err(internal)? {
-            Some(Reply::Hello { .. }) => {}
-            Some(Reply::Failed { message }) => {
+        *child = Some(blocking(move || inner.prepare_sandbox(&copy)).await?);
+        let run = self.layout.sandbox_run(&record.id);
+        let mut events = Connection::ask(&run, Request::Subscribe, &[])?;
+        match events.reply_within(&self.clock, ANSWER_LIMIT).await {
+            Ok(Reply::Hello { .. }) => {}
+            Ok(Reply::Failed { message }) => {
                 return Err(CriError::Internal(format!("failed to set up sandbox: {message}")));
             }
-            Some(_) | None => {
-                let log = self.layout.sandbox_run(&record.id).join("keeper.log");
-                let said = std::fs::read_to_string(log).unwrap_or_default();
+            Ok(_) | Err(NoAnswer::Gone) => {
+                let said = std::fs::read_to_string(run.join("keeper.log")).unwrap_or_default();
                 return Err(CriError::Internal(format!("failed to set up sandbox: {}", said.trim())));
             }
+            Err(reason) => return Err(reason.into()),
         }
         if own_network(&record.config) {
             let status = self
@@ -140,11 +157,11 @@ impl Inner {
         record.phase = SandboxPhase::Ready;
         let (dir, copy) = (self.layout.sandbox(&record.id), record.clone());
         blocking(move || state::store(&dir, SANDBOX_FILE, &copy).map_err(internal)).await?;
-        Ok((child, events))
+        Ok(events)
     }
 
     /// Directories, files, control group and keeper.
-    fn prepare_sandbox(&self, record: &SandboxRecord) -> CriResult<(Child, Connection)> {
+    fn prepare_sandbox(&self, record: &SandboxRecord) -> CriResult<Child> {
         let (dir, run) = (self.layout.sandbox(&record.id), self.layout.sandbox_run(&record.id));
         state::make_private_dir(&dir).map_err(failed("make", &dir))?;
         state::make_private_dir(&run).map_err(failed("make", &run))?;
@@ -190,120 +207,14 @@ impl Inner {
         };
         let text = serde_json::to_vec(&setup).map_err(|e| internal(e.into()))?;
         std::fs::write(run.join(SETUP_FILE), text).map_err(failed("write", &run))?;
-        let child =
-            self.keeper.spawn(&run).map_err(|e| CriError::Internal(format!("start a keeper: {e}")))?;
-        let events = Connection::ask(&run, Request::Subscribe, &[])
-            .map_err(|e| CriError::Internal(format!("talk to the keeper: {e}")))?;
-        Ok((child, events))
+        self.keeper.spawn(&run).map_err(|e| CriError::Internal(format!("start a keeper: {e}")))
     }
 
     pub(super) fn netns(&self, sandbox: &str) -> PathBuf {
         self.layout.sandbox_run(sandbox).join(NAMESPACES_DIR).join("net")
     }
 
-    /// Listens to a keeper until it goes.
-    pub(super) fn watch_keeper(
-        self: &Arc<Self>,
-        sandbox: Arc<Sandbox>,
-        mut events: Connection,
-        child: Option<Child>,
-    ) {
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            loop {
-                match events.reply().await {
-                    Ok(Some(Reply::Exited { container })) => inner.clone().notice_exit(&container).await,
-                    Ok(Some(Reply::Done) | None) => break,
-                    Ok(Some(_)) => {}
-                    Err(error) => {
-                        tracing::warn!(sandbox = %sandbox.record.id, %error, "lost the keeper");
-                        break;
-                    }
-                }
-            }
-            if let Some(mut child) = child {
-                let _ = blocking(move || child.wait().map_err(internal)).await;
-            }
-            inner.keeper_gone(&sandbox).await;
-            sandbox.gone.send_replace(true);
-        });
-    }
-
-    /// Reads how a container ended and lets everyone know.
-    async fn notice_exit(self: Arc<Self>, id: &str) {
-        let Ok(container) = self.container(id) else { return };
-        let dir = self.layout.container(id);
-        match blocking(move || state::load_exit(&dir).map_err(internal)).await {
-            Ok(Some(exit)) => self.exited(&container, exit),
-            Ok(None) => tracing::error!(container = id, "a container ended without a record"),
-            Err(error) => tracing::error!(container = id, %error, "the record of an exit cannot be read"),
-        }
-    }
-
-    pub(super) fn exited(&self, container: &Container, exit: coracle_keeper::ExitRecord) {
-        let started_at = match container.phase() {
-            Phase::Running { started_at, .. } => Some(started_at),
-            Phase::Created if exit.start_error.is_none() => {
-                let start = state::load_start(&self.layout.container(&container.record.id)).ok().flatten();
-                start.map(|record| state::timestamp(record.started_at))
-            }
-            Phase::Created | Phase::Exited { .. } | Phase::Removed => None,
-        };
-        if container.advance(Phase::Exited { started_at, exit }) {
-            self.tell(ContainerEventKind::Stopped, &container.record.pod_uid, Some(&container.record.id));
-        }
-    }
-
-    /// A keeper has gone. If nobody told it to, what it kept is killed: nobody could say how it ends.
-    async fn keeper_gone(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
-        let accident = !sandbox.ending.load(Ordering::Acquire);
-        if accident {
-            tracing::error!(sandbox = %sandbox.record.id, "the keeper died; its containers are killed");
-        }
-        let (inner, copy) = (Arc::clone(self), Arc::clone(sandbox));
-        let killed = blocking(move || inner.kill_and_record(&copy)).await;
-        if let Err(error) = killed {
-            tracing::error!(sandbox = %sandbox.record.id, %error, "cannot clean up after a keeper");
-        }
-        if accident {
-            self.mark_stopped(sandbox).await;
-            self.tell(ContainerEventKind::SandboxChanged, &sandbox.record.config.metadata.uid, None);
-        }
-    }
-
-    /// Kills what is left in a sandbox without a keeper, and writes down the ends that nobody saw.
-    pub(super) fn kill_and_record(&self, sandbox: &Sandbox) -> CriResult<()> {
-        let cgroup = self.cgroups.path(&sandbox.record.cgroup).map_err(internal)?;
-        self.cgroups.kill(&cgroup).map_err(internal)?;
-        for container in self.containers_of(&sandbox.record.id) {
-            if matches!(container.phase(), Phase::Exited { .. } | Phase::Removed) {
-                continue;
-            }
-            let dir = self.layout.container(&container.record.id);
-            let exit = match state::load_exit(&dir).map_err(internal)? {
-                Some(exit) => exit,
-                None if container.phase() == Phase::Created
-                    && state::load_start(&dir).map_err(internal)?.is_none() =>
-                {
-                    continue;
-                }
-                None => {
-                    let exit = coracle_keeper::ExitRecord {
-                        exit_code: 255,
-                        oom_killed: false,
-                        finished_at: state::nanos(self.clock.now()),
-                        start_error: None,
-                    };
-                    state::store_exit(&dir, &exit).map_err(internal)?;
-                    exit
-                }
-            };
-            self.exited(&container, exit);
-        }
-        Ok(())
-    }
-
-    async fn mark_stopped(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
+    pub(super) async fn mark_stopped(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         let ips = {
             let mut state = lock(&sandbox.state);
             state.phase = SandboxPhase::Stopped;
@@ -358,11 +269,12 @@ impl Inner {
                     .ok_or_else(|| CriError::DeadlineExceeded("the sandbox's keeper does not end".to_owned()))
             }
             // No keeper: there is nothing to end.
-            Err(_) => Ok(()),
+            Err(NoAnswer::Gone) => Ok(()),
+            Err(reason) => Err(reason.into()),
         }
     }
 
-    fn remove_run_dir(&self, id: &str) -> CriResult<()> {
+    pub(super) fn remove_run_dir(&self, id: &str) -> CriResult<()> {
         let run = self.layout.sandbox_run(id);
         let mounts = run.join(MOUNTS_DIR);
         unmount_all(&mounts).map_err(failed("unmount", &mounts))?;
@@ -381,13 +293,17 @@ impl Inner {
         Ok(())
     }
 
+    /// Ends the keeper of a sandbox that nobody watches, if there is one.
+    pub(super) async fn shut_keeper(&self, sandbox: &str) {
+        if let Ok(mut keeper) = Connection::ask(&self.layout.sandbox_run(sandbox), Request::Shutdown, &[]) {
+            // Until it has closed its side.
+            let _ = keeper.reply_within(&self.clock, KEEPER_END_LIMIT).await;
+        }
+    }
+
     /// Takes back all that a sandbox has, at whatever point its making or removing stopped.
     pub(super) async fn take_back(self: &Arc<Self>, record: &SandboxRecord) -> CriResult<()> {
-        let run = self.layout.sandbox_run(&record.id);
-        if let Ok(mut keeper) = Connection::ask(&run, Request::Shutdown, &[]) {
-            // Until it has closed its side.
-            let _ = self.clock.timeout(KEEPER_END_LIMIT, keeper.reply()).await;
-        }
+        self.shut_keeper(&record.id).await;
         if own_network(&record.config) {
             self.network.teardown(&PodSandboxId(record.id.clone())).await?;
         }

@@ -99,12 +99,7 @@ impl RuntimeService for EmbeddedRuntime {
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> CriResult<()> {
         let Ok(container) = self.inner.container(&id.0) else { return Ok(()) };
         let inner = self.inner();
-        to_the_end(async move {
-            // One that is just being started is stopped after that.
-            drop(container.turn.lock().await);
-            inner.stop(&container, grace).await
-        })
-        .await
+        to_the_end(async move { inner.stop_in_turn(&container, grace).await }).await
     }
 
     async fn remove_container(&self, id: &ContainerId) -> CriResult<()> {

@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::keeper::{self, Connection};
+use super::keeper::{self, Connection, LAUNCH_LIMIT};
 use super::state::{self, SPEC_FILE};
 use super::{Inner, Phase, internal, spec};
 
@@ -84,8 +84,8 @@ impl Inner {
             let name = files.console.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let listener =
                 keeper::listen(&run, &name, SocketType::STREAM, SocketFlags::NONBLOCK).map_err(internal)?;
-            let keeper = Connection::ask(&run, Request::Exec(Box::new(ask)), &[]).map_err(internal)?;
-            let keeper = started(keeper).await?;
+            let keeper = Connection::ask(&run, Request::Exec(Box::new(ask)), &[])?;
+            let keeper = self.exec_started(keeper).await?;
             // The terminal was sent before the program was executed, so it is here.
             let terminal = receive_terminal(&listener).map_err(internal)?;
             return terminal_session(keeper, terminal, request.stdin).map_err(internal);
@@ -100,10 +100,20 @@ impl Inner {
         let (stdout, stdout_end) = pipe(PipeFlags::empty())?;
         let (stderr, stderr_end) = pipe(PipeFlags::empty())?;
         let descriptors = [stdin.as_fd(), stdout_end.as_fd(), stderr_end.as_fd()];
-        let keeper = Connection::ask(&run, Request::Exec(Box::new(ask)), &descriptors).map_err(internal)?;
+        let keeper = Connection::ask(&run, Request::Exec(Box::new(ask)), &descriptors)?;
         drop((stdin, stdout_end, stderr_end));
-        let keeper = started(keeper).await?;
+        let keeper = self.exec_started(keeper).await?;
         pipe_session(keeper, keep_stdin, stdout, stderr).map_err(internal)
+    }
+
+    async fn exec_started(&self, mut keeper: Connection) -> CriResult<Connection> {
+        match keeper.reply_within(&self.clock, LAUNCH_LIMIT).await? {
+            Reply::Started { .. } => Ok(keeper),
+            Reply::Failed { message } => Err(CriError::Internal(format!(
+                "failed to exec in container: failed to start exec: {message}"
+            ))),
+            other => Err(CriError::Internal(format!("a keeper answers {other:?} to an exec"))),
+        }
     }
 }
 
@@ -135,16 +145,6 @@ fn keeper_died() -> CriError {
 
 fn pipe(flags: PipeFlags) -> CriResult<(OwnedFd, OwnedFd)> {
     rustix::pipe::pipe_with(PipeFlags::CLOEXEC | flags).map_err(|e| internal(e.into()))
-}
-
-async fn started(mut keeper: Connection) -> CriResult<Connection> {
-    match keeper.reply().await.map_err(internal)? {
-        Some(Reply::Started { .. }) => Ok(keeper),
-        Some(Reply::Failed { message }) => {
-            Err(CriError::Internal(format!("failed to exec in container: failed to start exec: {message}")))
-        }
-        Some(_) | None => Err(keeper_died()),
-    }
 }
 
 async fn collect(mut output: mpsc::Receiver<Bytes>) -> Vec<u8> {
@@ -231,9 +231,9 @@ async fn conclude(
         // Nobody waits: closing the connection kills the command.
         () = exit.closed() => None,
         reply = keeper.reply() => Some(match reply {
-            Ok(Some(Reply::ExecExited { exit_code })) => Ok(exit_code),
-            Ok(Some(_) | None) => Err(keeper_died()),
-            Err(error) => Err(internal(error)),
+            Ok(Reply::ExecExited { exit_code }) => Ok(exit_code),
+            Ok(_) => Err(keeper_died()),
+            Err(reason) => Err(reason.into()),
         }),
     };
     drop(keeper);

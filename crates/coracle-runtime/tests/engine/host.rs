@@ -14,7 +14,7 @@ use coracle_cri::{
     RuntimeService,
 };
 use coracle_runtime::image::Rootfs;
-use coracle_runtime::{EmbeddedRuntime, RootfsSource, RuntimeConfig, purge};
+use coracle_runtime::{EmbeddedRuntime, LogLimit, RootfsSource, RuntimeConfig, purge};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -102,6 +102,7 @@ impl Host {
             data_dir: dir.path().join("data"),
             run_dir: dir.path().join("run"),
             cgroup_root: PathBuf::from(format!("/{name}")),
+            log_limit: LogLimit::default(),
         };
         Host { dir, config, clock: Clock::system(), name }
     }
@@ -111,16 +112,14 @@ impl Host {
     }
 
     pub(crate) async fn open(&self) -> Arc<EmbeddedRuntime> {
+        self.open_with(Arc::new(NoNetwork)).await
+    }
+
+    pub(crate) async fn open_with(&self, network: Arc<dyn PodNetwork>) -> Arc<EmbeddedRuntime> {
         let images = Arc::new(OneImage { dir: self.dir.path().join("images") });
-        EmbeddedRuntime::open(
-            self.config.clone(),
-            Arc::new(NoNetwork),
-            images,
-            self.clock.clone(),
-            Rng::from_os(),
-        )
-        .await
-        .unwrap()
+        EmbeddedRuntime::open(self.config.clone(), network, images, self.clock.clone(), Rng::from_os())
+            .await
+            .unwrap()
     }
 
     pub(crate) fn pod(&self, name: &str) -> PodSandboxConfig {
@@ -136,6 +135,22 @@ impl Host {
             cgroup_parent: format!("/kubepods/besteffort/pod{name}"),
             ..Default::default()
         }
+    }
+
+    /// Control groups of Pods, in all hierarchies.
+    pub(crate) fn pod_cgroups(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        for root in ["", "unified", "memory", "pids", "devices", "cpu", "systemd"] {
+            let parent = Path::new("/sys/fs/cgroup").join(root).join(&self.name).join("kubepods/besteffort");
+            let Ok(entries) = std::fs::read_dir(parent) else { continue };
+            found.extend(
+                entries
+                    .flatten()
+                    .filter(|entry| entry.path().is_dir())
+                    .map(|entry| entry.path().display().to_string()),
+            );
+        }
+        found
     }
 
     /// Mounts, processes and control groups of this host that are still there.

@@ -87,18 +87,28 @@ async fn stopping_asks_first_and_a_shorter_grace_wins() {
     let status = runtime.container_status(&polite).await.unwrap();
     assert_eq!(status.exit_code, Some(7), "{:?}", log(&status));
 
-    let deaf = run(&host, &runtime, &shell("trap '' TERM; while :; do sleep 1; done")).await;
+    let deaf =
+        run(&host, &runtime, &shell("trap 'echo asked' TERM; echo up; while :; do sleep 0.05; done")).await;
+    let lines = async |wanted: usize| {
+        while log(&runtime.container_status(&deaf).await.unwrap()).len() < wanted {
+            host.clock.sleep(Duration::from_millis(5)).await;
+        }
+    };
+    lines(1).await;
     let before = host.clock.elapsed();
     let long = runtime.stop_container(&deaf, Duration::from_secs(600));
     let short = async {
-        host.clock.sleep(Duration::from_millis(50)).await;
+        // The long one has asked, and waits.
+        lines(2).await;
         runtime.stop_container(&deaf, Duration::from_millis(50)).await
     };
     let (long, short) = futures::join!(long, short);
     long.unwrap();
     short.unwrap();
     assert!(host.clock.elapsed() - before < Duration::from_secs(60));
-    assert_eq!(runtime.container_status(&deaf).await.unwrap().exit_code, Some(137));
+    let status = runtime.container_status(&deaf).await.unwrap();
+    assert_eq!(status.exit_code, Some(137));
+    assert_eq!(log(&status).len(), 2, "it is asked once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@
 
 mod attacks;
 mod exec;
+mod faults;
 mod host;
 mod lifecycle;
 mod restart;

@@ -8,7 +8,7 @@ use coracle_runtime::EmbeddedRuntime;
 use crate::host::{Host, run, shell, wait_for_exit};
 
 /// Runs a first daemon on a Tokio runtime of its own and then drops all of it: nothing of it is told.
-fn first_daemon<T>(work: impl AsyncFnOnce(&EmbeddedRuntime) -> T, host: &Host) -> T {
+pub(crate) fn first_daemon<T>(work: impl AsyncFnOnce(&EmbeddedRuntime) -> T, host: &Host) -> T {
     let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let result = tokio.block_on(async {
         let runtime = host.open().await;

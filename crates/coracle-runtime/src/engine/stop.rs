@@ -1,0 +1,77 @@
+//! Stopping containers: asked, waited for, killed, asked after.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use coracle_cri::{CriError, CriResult};
+use coracle_keeper::{Reply, Request};
+
+use super::keeper::{ANSWER_LIMIT, Connection, NoAnswer};
+use super::{Container, Inner, Phase};
+
+/// How long a killed process may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
+
+impl Inner {
+    /// Stops one that is just being started after that, or, if that takes too long, breaks its start off.
+    pub(super) async fn stop_in_turn(
+        self: &Arc<Self>,
+        container: &Container,
+        grace: Duration,
+    ) -> CriResult<()> {
+        if self.clock.timeout(grace.max(ANSWER_LIMIT), container.turn.lock()).await.is_none() {
+            self.signal(container, libc::SIGKILL).await?;
+            return self.killed(container).await;
+        }
+        self.stop(container, grace).await
+    }
+
+    /// Asks, waits, kills. Every caller brings a deadline of its own, so the shortest one counts.
+    pub(super) async fn stop(self: &Arc<Self>, container: &Container, grace: Duration) -> CriResult<()> {
+        if !matches!(container.phase(), Phase::Running { .. }) {
+            return Ok(());
+        }
+        if !grace.is_zero() {
+            if !container.asked_to_stop.swap(true, Ordering::AcqRel) {
+                self.signal(container, container.record.stop_signal).await?;
+            }
+            if self.clock.timeout(grace, container.ended()).await.is_some() {
+                return Ok(());
+            }
+        }
+        self.signal(container, libc::SIGKILL).await?;
+        self.killed(container).await
+    }
+
+    /// Waits for the end of a container that has been killed. The kernel ends it; if the keeper dies meanwhile,
+    /// whoever watches the keeper says so.
+    async fn killed(self: &Arc<Self>, container: &Container) -> CriResult<()> {
+        if self.clock.timeout(KILL_LIMIT, container.ended()).await.is_some() {
+            return Ok(());
+        }
+        self.ask_after(container).await?;
+        match container.phase() {
+            Phase::Exited { .. } | Phase::Removed => Ok(()),
+            Phase::Created | Phase::Running { .. } => Err(CriError::DeadlineExceeded(format!(
+                "container {} has been killed and does not end",
+                container.record.id
+            ))),
+        }
+    }
+
+    async fn signal(self: &Arc<Self>, container: &Container, signal: i32) -> CriResult<()> {
+        let run = self.layout.sandbox_run(&container.record.sandbox);
+        let request = Request::Signal { container: container.record.id.clone(), signal };
+        let reply = match Connection::ask(&run, request, &[]) {
+            Ok(mut keeper) => keeper.reply_within(&self.clock, ANSWER_LIMIT).await,
+            Err(reason) => Err(reason),
+        };
+        match reply {
+            Ok(Reply::Failed { message }) => Err(CriError::Internal(message)),
+            // No keeper, no process.
+            Ok(_) | Err(NoAnswer::Gone) => Ok(()),
+            Err(reason) => Err(reason.into()),
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Keepers that are silent, hang up, die between steps, cannot write, or say what nobody understands.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coracle_cri::{
+    ContainerId, ContainerState, CriError, CriResult, PodNetwork, PodNetworkRequest, PodNetworkStatus,
+    PodSandboxId, PodSandboxState, RuntimeService,
+};
+use coracle_keeper::{Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, SOCKET_FILE, wire};
+use coracle_runtime::EmbeddedRuntime;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::mpsc;
+
+use crate::host::{Host, run, shell, wait_for, wait_for_exit};
+use crate::restart::first_daemon;
+
+/// A keeper whose answers are the test's. It takes the place of the true one, which goes on unheard.
+struct Scripted {
+    requests: mpsc::UnboundedReceiver<(Request, OwnedFd)>,
+    stop: Arc<OwnedFd>,
+}
+
+impl Scripted {
+    fn at(run: &Path) -> Self {
+        std::fs::remove_file(run.join(SOCKET_FILE)).unwrap();
+        let dir = std::fs::File::open(run).unwrap();
+        // The path itself is too long for an address.
+        let address = format!("/proc/self/fd/{}/{SOCKET_FILE}", dir.as_raw_fd());
+        let flags = SocketFlags::CLOEXEC;
+        let listener =
+            rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+        rustix::net::bind(&listener, &SocketAddrUnix::new(address).unwrap()).unwrap();
+        rustix::net::listen(&listener, 64).unwrap();
+        let stop = Arc::new(listener);
+        let (sender, requests) = mpsc::unbounded_channel();
+        let listener = Arc::clone(&stop);
+        std::thread::spawn(move || {
+            while let Ok(socket) = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC) {
+                if let Ok(Some((envelope, _))) = wire::receive::<Envelope>(&socket)
+                    && sender.send((envelope.request, socket)).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        Scripted { requests, stop }
+    }
+
+    async fn next(&mut self, host: &Host) -> (Request, OwnedFd) {
+        let next = host.clock.timeout(Duration::from_secs(60), self.requests.recv()).await;
+        next.expect("the engine asks").expect("the listener lives")
+    }
+
+    /// Answers a subscription.
+    async fn subscribed(&mut self, host: &Host, running: &[&str]) -> OwnedFd {
+        let (request, socket) = self.next(host).await;
+        assert_eq!(request, Request::Subscribe);
+        say(&socket, &hello(running));
+        socket
+    }
+}
+
+impl Drop for Scripted {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&*self.stop, rustix::net::Shutdown::Both);
+    }
+}
+
+fn say(socket: &OwnedFd, reply: &Reply) {
+    wire::send(socket, reply, &[]).unwrap();
+}
+
+fn hello(running: &[&str]) -> Reply {
+    let running = running.iter().map(|&id| id.to_owned()).collect();
+    Reply::Hello { version: PROTOCOL_VERSION, pid: 1, running }
+}
+
+fn exited(id: &str, exit_code: i32) -> Reply {
+    let record = ExitRecord { exit_code, finished_at: 1, ..Default::default() };
+    Reply::Exited { container: id.to_owned(), record: Some(record) }
+}
+
+/// Runs a container under a first daemon that goes: its id, and its sandbox.
+fn left_running(host: &Host, script: &str) -> (ContainerId, PodSandboxId) {
+    first_daemon(
+        async |runtime| {
+            let id = run(host, runtime, &shell(script)).await;
+            (id, runtime.list_pod_sandboxes(&Default::default()).await.unwrap()[0].id.clone())
+        },
+        host,
+    )
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
+}
+
+async fn sandbox_state(runtime: &EmbeddedRuntime, id: &PodSandboxId) -> PodSandboxState {
+    runtime.pod_sandbox_status(id).await.unwrap().sandbox.state
+}
+
+/// Processes that have the sandbox's run directory as an argument: its keeper.
+fn keepers(run: &str) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let cmdline = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        if cmdline.trim_end_matches('\0').ends_with(run) && !run.is_empty() {
+            found.extend(entry.file_name().to_string_lossy().parse::<i32>());
+        }
+    }
+    found
+}
+
+#[test]
+fn an_end_that_cannot_be_written_down_is_told_all_the_same() {
+    let host = Host::new();
+    let id = first_daemon(
+        async |runtime| {
+            let id =
+                run(&host, runtime, &shell("while [ ! -e /tmp/open ]; do sleep 0.01; done; exit 42")).await;
+            // A directory in the way of the file, as a disk that takes nothing.
+            std::fs::create_dir(blocker(&host, &id)).unwrap();
+            let open = ["touch".to_owned(), "/tmp/open".to_owned()];
+            runtime.exec_sync(&id, &open, None).await.unwrap();
+            assert_eq!(wait_for_exit(runtime, &id).await.exit_code, Some(42));
+            id
+        },
+        &host,
+    );
+    block_on(async {
+        let runtime = host.open().await;
+        assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(42), "the keeper remembers");
+        std::fs::remove_dir(blocker(&host, &id)).unwrap();
+        let record = host.config.data_dir.join("containers").join(&id.0).join("exit.json");
+        let written = async {
+            while !record.exists() {
+                host.clock.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        host.clock.timeout(Duration::from_secs(30), written).await.expect("it is written when it can be");
+        let sandbox = runtime.list_pod_sandboxes(&Default::default()).await.unwrap()[0].id.clone();
+        runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    });
+}
+
+fn blocker(host: &Host, id: &ContainerId) -> std::path::PathBuf {
+    host.config.data_dir.join("containers").join(&id.0).join(".exit.json.new")
+}
+
+#[test]
+fn a_container_that_its_keeper_does_not_know_has_ended() {
+    let host = Host::new();
+    let (id, sandbox) = left_running(&host, "exec sleep 1000");
+    let mut keeper = Scripted::at(&host.config.run_dir.join("sandboxes").join(&sandbox.0));
+    block_on(async {
+        let (runtime, _events) = futures::join!(host.open(), keeper.subscribed(&host, &[]));
+        let status = runtime.container_status(&id).await.unwrap();
+        assert_eq!((status.container.state, status.exit_code), (ContainerState::Exited, Some(255)));
+        runtime.stop_container(&id, Duration::from_secs(5)).await.unwrap();
+    });
+}
+
+#[test]
+fn a_launch_that_fails_over_a_restart_ends_the_container() {
+    let host = Host::new();
+    let (id, sandbox) = first_daemon(
+        async |runtime| {
+            let pod = host.pod("p");
+            let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+            (runtime.create_container(&sandbox, &shell("true"), &pod).await.unwrap(), sandbox)
+        },
+        &host,
+    );
+    let mut keeper = Scripted::at(&host.config.run_dir.join("sandboxes").join(&sandbox.0));
+    block_on(async {
+        let running = [id.0.as_str()];
+        let (runtime, events) = futures::join!(host.open(), keeper.subscribed(&host, &running));
+        wait_for(&runtime, &id, "being started", |s| s.container.state == ContainerState::Running).await;
+        let record = ExitRecord {
+            exit_code: 128,
+            finished_at: 1,
+            start_error: Some("no such file".into()),
+            ..Default::default()
+        };
+        say(&events, &Reply::Exited { container: id.0.clone(), record: Some(record) });
+        let status = wait_for_exit(&runtime, &id).await;
+        assert_eq!((status.reason.as_str(), status.message.as_str()), ("StartError", "no such file"));
+    });
+}
+
+#[test]
+fn an_unknown_answer_or_a_hang_up_is_not_a_death() {
+    let host = Host::new();
+    let (id, sandbox) = left_running(&host, "exec sleep 1000");
+    let mut keeper = Scripted::at(&host.config.run_dir.join("sandboxes").join(&sandbox.0));
+    block_on(async {
+        let running = [id.0.as_str()];
+        let (runtime, events) = futures::join!(host.open(), keeper.subscribed(&host, &running));
+        rustix::net::send(&events, br#"{"weather":{"rain":true}}"#, rustix::net::SendFlags::empty()).unwrap();
+        say(&events, &exited("someone else", 1));
+        // It did not listen, and is asked again.
+        drop(events);
+        let events = keeper.subscribed(&host, &[&id.0]).await;
+        assert_eq!(sandbox_state(&runtime, &sandbox).await, PodSandboxState::Ready);
+        assert_eq!(runtime.container_status(&id).await.unwrap().container.state, ContainerState::Running);
+        say(&events, &exited(&id.0, 7));
+        assert_eq!(wait_for_exit(&runtime, &id).await.exit_code, Some(7));
+        assert_eq!(sandbox_state(&runtime, &sandbox).await, PodSandboxState::Ready);
+    });
+}
+
+#[test]
+fn a_start_that_hangs_is_broken_off_by_a_stop() {
+    let host = Host::new();
+    let (id, sandbox) = first_daemon(
+        async |runtime| {
+            let pod = host.pod("p");
+            let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+            (runtime.create_container(&sandbox, &shell("true"), &pod).await.unwrap(), sandbox)
+        },
+        &host,
+    );
+    let mut keeper = Scripted::at(&host.config.run_dir.join("sandboxes").join(&sandbox.0));
+    block_on(async {
+        let (runtime, _events) = futures::join!(host.open(), keeper.subscribed(&host, &[]));
+        let script = async {
+            let (request, starting) = keeper.next(&host).await;
+            assert!(matches!(request, Request::Start(_)), "{request:?}");
+            let stop = async { runtime.stop_container(&id, Duration::ZERO).await };
+            let kill = async {
+                let (request, socket) = keeper.next(&host).await;
+                assert_eq!(request, Request::Signal { container: id.0.clone(), signal: 9 });
+                say(&socket, &Reply::Done);
+                say(&starting, &Reply::Failed { message: "killed".into() });
+            };
+            futures::join!(stop, kill).0
+        };
+        let (started, stopped) = futures::join!(runtime.start_container(&id), script);
+        assert_eq!(started, Err(CriError::Internal("killed".into())));
+        stopped.unwrap();
+        assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(128));
+    });
+}
+
+#[test]
+fn a_keeper_that_is_silent_holds_up_nobody_else() {
+    let host = Host::new();
+    let (silent, other) = first_daemon(
+        async |runtime| {
+            let script = shell("exec sleep 1000");
+            (run(&host, runtime, &script).await, run(&host, runtime, &script).await)
+        },
+        &host,
+    );
+    let record =
+        std::fs::read(host.config.data_dir.join("containers").join(&silent.0).join("container.json"));
+    let record: serde_json::Value = serde_json::from_slice(&record.unwrap()).unwrap();
+    let sandbox = PodSandboxId(record["sandbox"].as_str().unwrap().to_owned());
+    let dir = host.config.run_dir.join("sandboxes").join(&sandbox.0);
+    let keeper = keepers(&dir.to_string_lossy());
+    let keeper = Pid::from_raw(*keeper.first().expect("the keeper runs")).unwrap();
+    kill_process(keeper, Signal::STOP).unwrap();
+    block_on(async {
+        let opened = host.clock.timeout(Duration::from_secs(60), host.open()).await;
+        let runtime = opened.expect("the others are served");
+        assert_eq!(runtime.container_status(&silent).await.unwrap().container.state, ContainerState::Running);
+        assert_eq!(
+            sandbox_state(&runtime, &sandbox).await,
+            PodSandboxState::Ready,
+            "nobody says that it is dead"
+        );
+        runtime.stop_container(&other, Duration::ZERO).await.unwrap();
+        let stopped = runtime.stop_container(&silent, Duration::ZERO).await;
+        assert!(matches!(stopped, Err(CriError::DeadlineExceeded(_))), "{stopped:?}");
+        kill_process(keeper, Signal::CONT).unwrap();
+        assert_eq!(wait_for_exit(&runtime, &silent).await.exit_code, Some(137), "what it was told, it does");
+        for sandbox in runtime.list_pod_sandboxes(&Default::default()).await.unwrap() {
+            runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_sandbox_without_a_readable_record_leaves_nothing() {
+    let host = Host::new();
+    let (id, sandbox) = left_running(&host, "exec sleep 1000");
+    std::fs::write(host.config.data_dir.join("sandboxes").join(&sandbox.0).join("sandbox.json"), "{\"id")
+        .unwrap();
+    block_on(async {
+        let runtime = host.open().await;
+        assert!(matches!(runtime.container_status(&id).await, Err(CriError::NotFound(_))));
+        // The keeper says that it ends a moment before it has.
+        let gone = async {
+            while host.leftovers().iter().any(|left| !left.starts_with("cgroup")) {
+                host.clock.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let gone = host.clock.timeout(Duration::from_secs(30), gone).await;
+        assert!(gone.is_some(), "{:#?}", host.leftovers());
+        assert_eq!(host.pod_cgroups(), Vec::<String>::new());
+    });
+}
+
+/// Has no address to give; says who asks.
+#[derive(Default)]
+struct NoAddress {
+    keepers: Mutex<Vec<i32>>,
+}
+
+#[async_trait]
+impl PodNetwork for NoAddress {
+    async fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+    async fn set_pod_cidr(&self, _: &str) -> CriResult<()> {
+        Ok(())
+    }
+    async fn setup(&self, request: &PodNetworkRequest) -> CriResult<PodNetworkStatus> {
+        self.keepers.lock().unwrap().extend(keepers(&request.sandbox.0));
+        Err(CriError::Internal("no address is left".into()))
+    }
+    async fn teardown(&self, _: &PodSandboxId) -> CriResult<()> {
+        Ok(())
+    }
+    async fn reconcile(&self, _: &[PodSandboxId]) -> CriResult<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_that_cannot_be_made_leaves_no_process() {
+    let host = Host::new();
+    let network = Arc::new(NoAddress::default());
+    let runtime = host.open_with(Arc::<NoAddress>::clone(&network)).await;
+    let error = runtime.run_pod_sandbox(&host.pod("p")).await.unwrap_err();
+    assert_eq!(error, CriError::Internal("no address is left".into()));
+    let keepers = network.keepers.lock().unwrap().clone();
+    assert_eq!(keepers.len(), 1);
+    // A zombie still has an entry.
+    assert!(!Path::new(&format!("/proc/{}", keepers[0])).exists());
+}
