@@ -1,10 +1,15 @@
-//! Speed of the embedded engine on real files: `cargo bench -p coracle-store`. Set `BENCH_DIR` to the disk to measure.
+//! Speed of the embedded engine on real files, and of the etcd engine beside it: `cargo bench -p coracle-store`. Set
+//! `BENCH_DIR` to the disk to measure; etcd is on that of the target directory.
 
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
     reason = "a benchmark measures time and stops when it cannot"
 )]
+
+#[allow(dead_code, reason = "the tests need more of it")]
+#[path = "../tests/etcd/server.rs"]
+mod server;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +22,7 @@ use coracle_store::{Compare, ListRequest, Op, Revision, Store, Txn, TxnOutcome};
 
 const OBJECT: usize = 2048;
 
-async fn create(store: &EmbeddedStore, key: String) {
+async fn create(store: &dyn Store, key: String) {
     let key = Bytes::from(key);
     let compares = vec![Compare { key: key.clone(), mod_revision: Revision(0) }];
     let value = Bytes::from(vec![b'x'; OBJECT]);
@@ -33,14 +38,14 @@ fn row(what: &str, value: &str, wanted: &str) {
     println!("{what:<58} {value:>14}   {wanted}");
 }
 
-async fn concurrent(store: &Arc<EmbeddedStore>, tasks: usize, each: usize, prefix: &str) -> f64 {
+async fn concurrent<S: Store>(store: &Arc<S>, tasks: usize, each: usize, prefix: &str) -> f64 {
     let start = Instant::now();
     let mut running = tokio::task::JoinSet::new();
     for task in 0..tasks {
         let (store, prefix) = (Arc::clone(store), prefix.to_owned());
         running.spawn(async move {
             for i in 0..each {
-                create(&store, format!("{prefix}{task}/{i}")).await;
+                create(&*store, format!("{prefix}{task}/{i}")).await;
             }
         });
     }
@@ -76,15 +81,37 @@ fn raw(path: &Path) -> (Duration, Duration) {
     (latencies[1000], latencies[1980])
 }
 
-async fn alone(store: &Arc<EmbeddedStore>, prefix: &str) -> (Duration, Duration) {
+async fn alone<S: Store>(store: &Arc<S>, prefix: &str) -> (Duration, Duration) {
     let mut latencies = Vec::new();
     for i in 0..2000 {
         let start = Instant::now();
-        create(store, format!("{prefix}{i}")).await;
+        create(&**store, format!("{prefix}{i}")).await;
         latencies.push(start.elapsed());
     }
     latencies.sort_unstable();
     (latencies[1000], latencies[1980])
+}
+
+/// The same creates in an etcd of one member, and how they compare with what the embedded engine took just now.
+async fn on_etcd(embedded_alone: Duration, embedded_rate: f64) {
+    let etcd = server::Etcd::start();
+    let store = etcd.store("", coracle_store::etcd::Options::default()).await;
+    let (p50, _) = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { alone(&store, "/alone/").await }
+    })
+    .await
+    .unwrap();
+    let ratio = p50.as_secs_f64() / embedded_alone.as_secs_f64();
+    let took = format!("{:.0} µs", p50.as_secs_f64() * 1e6);
+    row("etcd: one writer alone, p50", &took, &format!("{ratio:.1} times the embedded engine's"));
+    let rate = concurrent(&store, 64, 128, "/many/").await;
+    let ratio = rate / embedded_rate;
+    row(
+        "etcd: creates from 64 tasks",
+        &format!("{rate:.0} /s"),
+        &format!("{ratio:.2} of the embedded engine's"),
+    );
 }
 
 #[tokio::main]
@@ -106,11 +133,14 @@ async fn main() {
     .unwrap();
     row("one writer alone, p50", &micros(p50), "wanted: under 500 µs");
     row("one writer alone, p99", &micros(p99), "");
+    let mut embedded_rate = 0.0;
     for tasks in [8, 64] {
         let rate = concurrent(&store, tasks, 16_384 / tasks, &format!("/many/{tasks}/")).await;
         let wanted = if tasks == 64 { "wanted: 5000 /s" } else { "" };
         row(&format!("creates from {tasks} tasks"), &format!("{rate:.0} /s"), wanted);
+        embedded_rate = rate;
     }
+    on_etcd(p50, embedded_rate).await;
     let mut watches = Vec::new();
     for i in 0..10_000 {
         let prefix = Bytes::from(format!("/watched/{i}/"));
