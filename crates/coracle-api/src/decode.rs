@@ -37,12 +37,33 @@ pub fn json(bytes: &[u8]) -> Result<Decoded, String> {
 /// # Errors
 /// What is wrong with the text.
 pub fn yaml(bytes: &[u8]) -> Result<Decoded, String> {
+    if flow_depth(bytes) > YAML_DEPTH {
+        return Err(format!("error converting YAML to JSON: yaml: exceeded max depth of {YAML_DEPTH}"));
+    }
     let mut duplicates = Vec::new();
     let deserializer = serde_yaml_ng::Deserializer::from_slice(bytes);
     let value = Seed { duplicates: &mut duplicates, path: Path::Root }
         .deserialize(deserializer)
         .map_err(|error| format!("error converting YAML to JSON: yaml: {error}"))?;
     Ok(Decoded { value, duplicates })
+}
+
+/// How deep the brackets of a YAML text may be: far beyond any object. The parser looks at all open brackets for
+/// each token, so that the time it takes grows with their square.
+const YAML_DEPTH: usize = 1000;
+
+/// The most brackets that are open at once. Those in strings count too, which is the safe side.
+fn flow_depth(bytes: &[u8]) -> usize {
+    let (mut open, mut most) = (0_usize, 0);
+    for byte in bytes {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        most = most.max(open);
+    }
+    most
 }
 
 fn json_complaint(bytes: &[u8], error: &serde_json::Error) -> String {
@@ -306,6 +327,8 @@ mod tests {
         assert!(json(b"\"\xff\"").is_err());
         assert!(json("[".repeat(100_000).as_bytes()).is_err());
         assert!(yaml(b"a: [").is_err());
+        let deep = yaml("{a: ".repeat(200_000).as_bytes()).unwrap_err();
+        assert_eq!(deep, "error converting YAML to JSON: yaml: exceeded max depth of 1000");
         assert_eq!(json(b"{").unwrap_err(), "unexpected end of JSON input");
         assert_eq!(json(b"{\"a\": x}").unwrap_err(), "invalid character 'x' looking for beginning of value");
     }
