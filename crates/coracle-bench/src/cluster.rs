@@ -56,7 +56,8 @@ impl Cluster {
 
     /// The cluster's process.
     pub(crate) fn pid(&self) -> anyhow::Result<u32> {
-        Ok(std::fs::read_to_string(self.data().join("lock"))?.trim().parse()?)
+        let lock = std::fs::read_to_string(self.data().join("lock"))?;
+        Ok(lock.split_whitespace().next().unwrap_or_default().parse()?)
     }
 
     /// Processes of the cluster itself: the main one and the keepers.

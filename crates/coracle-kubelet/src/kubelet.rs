@@ -42,6 +42,8 @@ pub struct Kubelet {
     images: Arc<dyn ImageService>,
     clock: Clock,
     rng: Rng,
+    /// The socket of the HTTPS API, once it listens.
+    listener: Option<TcpListener>,
 }
 
 /// Why the node agent could not start.
@@ -81,15 +83,30 @@ impl Kubelet {
         clock: Clock,
         rng: Rng,
     ) -> Self {
-        Kubelet { config, client, runtime, images, clock, rng }
+        Kubelet { config, client, runtime, images, clock, rng, listener: None }
+    }
+
+    /// Listens on the address of the HTTPS API, before [`Kubelet::run`] serves it: so that whoever assembles a node
+    /// knows in time that the address is taken.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn listen(&mut self) -> Result<(), KubeletError> {
+        if let (Some(api), None) = (&self.config.api, &self.listener) {
+            let listener = TcpListener::bind(api.listen).await;
+            let failed = |source| KubeletError::Listen { address: api.listen, source };
+            self.listener = Some(listener.map_err(failed)?);
+        }
+        Ok(())
     }
 
     /// Works until `shutdown`. Containers go on running afterwards.
     ///
     /// # Errors
     /// Only what keeps the node agent from starting. What goes wrong later is retried.
-    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), KubeletError> {
-        let Kubelet { config, client, runtime, images, clock, mut rng } = self;
+    pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) -> Result<(), KubeletError> {
+        self.listen().await?;
+        let Kubelet { config, client, runtime, images, clock, mut rng, listener } = self;
         for path in [&config.pods_dir, &config.pod_logs_dir, &config.container_logs_dir] {
             let made = tokio::fs::create_dir_all(path).await;
             made.map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
@@ -124,15 +141,14 @@ impl Kubelet {
         let mut tasks = JoinSet::new();
         let ending = CancellationToken::new();
         let _end_on_return = ending.clone().drop_guard();
-        let api_port = match &context.config.api {
-            Some(api) => {
+        let api_port = match (&context.config.api, listener) {
+            (Some(api), Some(listener)) => {
                 let failed = |source| KubeletError::Listen { address: api.listen, source };
-                let listener = TcpListener::bind(api.listen).await.map_err(failed)?;
                 let port = listener.local_addr().map_err(failed)?.port();
                 tasks.spawn(serve_api(context.clone(), api.clone(), listener, ending.clone()));
                 Some(port)
             }
-            None => None,
+            _ => None,
         };
         tasks.spawn(node::keep_node(context.clone(), api_port, rng.fork("node")));
         tasks.spawn(node::keep_lease(context.clone()));

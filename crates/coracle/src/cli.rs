@@ -32,10 +32,10 @@ pub(crate) struct Target {
     #[arg(long, global = true, default_value = "coracle", env = "CORACLE_NAME", value_parser = cluster_name)]
     pub(crate) name: String,
     /// Directory that holds all clusters' data, one subdirectory for each.
-    #[arg(long, global = true, default_value = "/var/lib/coracle", env = "CORACLE_DATA_DIR")]
+    #[arg(long, global = true, default_value = "/var/lib/coracle", env = "CORACLE_DATA_DIR", value_parser = directory)]
     pub(crate) data_dir: PathBuf,
     /// Directory for what lives until the next boot: sockets and pinned namespaces.
-    #[arg(long, global = true, default_value = "/run/coracle", env = "CORACLE_RUN_DIR")]
+    #[arg(long, global = true, default_value = "/run/coracle", env = "CORACLE_RUN_DIR", value_parser = directory)]
     pub(crate) run_dir: PathBuf,
 }
 
@@ -241,6 +241,11 @@ fn cluster_name(text: &str) -> Result<String, String> {
     }
 }
 
+/// A directory, made absolute: the cluster's process works elsewhere than this one.
+fn directory(text: &str) -> Result<PathBuf, String> {
+    std::path::absolute(text).map_err(|error| error.to_string())
+}
+
 fn node_name(text: &str) -> Result<String, String> {
     match coracle_api::names::dns1123_subdomain(text).into_iter().next() {
         None => Ok(text.to_owned()),
@@ -265,6 +270,14 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn directories_are_seen_from_where_the_command_was_given() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(directory("a/b").unwrap(), here.join("a/b"));
+        assert_eq!(directory("/a").unwrap(), PathBuf::from("/a"));
+        assert!(directory("").is_err());
     }
 
     #[test]

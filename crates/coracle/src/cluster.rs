@@ -1,17 +1,18 @@
 //! One cluster on this machine: its directories, its settings, and the lock that says whether it runs.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use coracle_api::join::ClusterNetwork;
-use nix::fcntl::{FcntlArg, Flock, FlockArg, fcntl};
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::{Server, Target};
+use crate::lock::{self, Holder, Lock, Purpose};
 use crate::ranges::{self, Range};
 use crate::store::{self, EtcdSettings, StoreWish};
 
@@ -161,6 +162,26 @@ impl Cluster {
         }
     }
 
+    /// The settings of a cluster that is taken away: those of its last start if the file is damaged.
+    pub(crate) fn settings_to_remove(&self) -> anyhow::Result<Option<Settings>> {
+        self.settings().or_else(|error| match fs::read(self.last_settings_file()) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| error),
+            // Since the last boot it was not started: nothing of it is in the kernel.
+            Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(_) => Err(error),
+        })
+    }
+
+    /// Keeps a copy of the settings for as long as there can be links and rules that follow from them.
+    pub(crate) fn remember_settings(&self, settings: &Settings) -> anyhow::Result<()> {
+        private_directory(&self.run)?;
+        write_private(&self.last_settings_file(), &serde_json::to_vec_pretty(settings)?)
+    }
+
+    fn last_settings_file(&self) -> PathBuf {
+        self.run.join("cluster.json")
+    }
+
     /// Keeps settings that have changed.
     pub(crate) fn keep_settings(&self, settings: &Settings) -> anyhow::Result<()> {
         private_directory(&self.data)?;
@@ -261,48 +282,36 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes the lock that a running cluster holds, and writes this process's id into it.
-    pub(crate) fn lock(&self) -> anyhow::Result<Lock> {
+    /// Takes the lock, which one process of the cluster has at a time.
+    pub(crate) fn lock(&self, purpose: Purpose) -> anyhow::Result<Lock> {
         private_directory(&self.data)?;
-        let path = self.lock_path();
-        let mut file = open_lock(&path)?;
-        if fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())).is_err() {
-            let owner = read_pid(&mut file).map_or_else(String::new, |pid| format!(" (process {pid})"));
-            bail!("cluster {:?} is already running{owner}", self.name);
+        if let Some(lock) = Lock::take(&self.lock_path(), purpose)? {
+            return Ok(lock);
         }
-        file.set_len(0)?;
-        file.seek(SeekFrom::Start(0))?;
-        write!(file, "{}", std::process::id())?;
-        Ok(Lock { _file: file })
+        let (what, pid) = match self.holder()? {
+            Some(Holder { pid, purpose: Purpose::Stopping }) => {
+                ("being stopped", format!(" (process {pid})"))
+            }
+            Some(Holder { pid, .. }) => ("already running", format!(" (process {pid})")),
+            None => ("being started or stopped", String::new()),
+        };
+        bail!("cluster {:?} is {what}{pid}", self.name)
+    }
+
+    /// The process that has the lock: it runs this cluster, or takes it away.
+    pub(crate) fn holder(&self) -> anyhow::Result<Option<Holder>> {
+        lock::holder(&self.lock_path())
     }
 
     /// The process that runs this cluster, if it runs.
     pub(crate) fn running(&self) -> anyhow::Result<Option<i32>> {
-        let path = self.lock_path();
-        if !path.exists() {
-            return Ok(None);
-        }
-        let mut file = open_lock(&path)?;
-        let mut question = whole_file();
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut question))
-            .with_context(|| format!("cannot ask for the lock on {}", path.display()))?;
-        if question.l_type == i16::try_from(libc::F_UNLCK).unwrap_or_default() {
-            return Ok(None);
-        }
-        read_pid(&mut file)
-            .map(Some)
-            .with_context(|| format!("{} is locked but names no process", path.display()))
+        let holder = self.holder()?.filter(|holder| holder.purpose != Purpose::Stopping);
+        Ok(holder.map(|holder| holder.pid))
     }
 
     fn lock_path(&self) -> PathBuf {
         self.data.join("lock")
     }
-}
-
-/// Held for as long as the cluster runs; the kernel lets go of it when the process ends, however it ends.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    _file: File,
 }
 
 /// What the command line asked for; `None` takes what is free.
@@ -499,7 +508,8 @@ pub(crate) fn write_private(path: &Path, content: &[u8]) -> anyhow::Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn open_lock(path: &Path) -> anyhow::Result<File> {
+/// Opens a lock file, which is made if it is not there.
+pub(crate) fn open_lock(path: &Path) -> anyhow::Result<File> {
     File::options()
         .read(true)
         .write(true)
@@ -508,17 +518,6 @@ fn open_lock(path: &Path) -> anyhow::Result<File> {
         .mode(0o600)
         .open(path)
         .with_context(|| format!("cannot open {}: are you root?", path.display()))
-}
-
-/// A write lock on the whole file, owned by the open file: it can be asked about without being taken.
-fn whole_file() -> libc::flock {
-    libc::flock {
-        l_type: i16::try_from(libc::F_WRLCK).unwrap_or_default(),
-        l_whence: i16::try_from(libc::SEEK_SET).unwrap_or_default(),
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
 }
 
 fn lock_file(path: &Path) -> anyhow::Result<Flock<File>> {
@@ -533,13 +532,6 @@ fn lock_file(path: &Path) -> anyhow::Result<Flock<File>> {
         }
         private_directory(path.parent().unwrap_or(Path::new("/")))?;
     }
-}
-
-fn read_pid(file: &mut File) -> Option<i32> {
-    let mut text = String::new();
-    file.seek(SeekFrom::Start(0)).ok()?;
-    file.read_to_string(&mut text).ok()?;
-    text.trim().parse().ok()
 }
 
 #[cfg(test)]
@@ -636,14 +628,15 @@ mod tests {
     }
 
     #[test]
-    fn only_one_process_holds_the_lock() {
+    fn a_cluster_with_damaged_settings_can_be_removed() {
         let base = tempfile::tempdir().unwrap();
         let cluster = cluster(base.path(), "a");
-        assert_eq!(cluster.running().unwrap(), None);
-        let lock = cluster.lock().unwrap();
-        assert_eq!(cluster.running().unwrap(), Some(i32::try_from(std::process::id()).unwrap()));
-        assert!(cluster.lock().unwrap_err().to_string().contains("already running"));
-        drop(lock);
-        assert_eq!(cluster.running().unwrap(), None);
+        let made = cluster.settings_or_choose(&Wishes::default()).unwrap();
+        cluster.remember_settings(&made).unwrap();
+        fs::write(cluster.settings_file(), "{").unwrap();
+        assert!(cluster.settings().unwrap_err().to_string().contains("is damaged"));
+        assert_eq!(cluster.settings_to_remove().unwrap(), Some(made));
+        fs::remove_file(cluster.last_settings_file()).unwrap();
+        assert_eq!(cluster.settings_to_remove().unwrap(), None);
     }
 }

@@ -4,6 +4,7 @@ mod cli;
 mod cluster;
 mod commands;
 mod daemon;
+mod lock;
 mod output;
 mod ranges;
 mod store;

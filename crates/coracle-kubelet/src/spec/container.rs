@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
 use super::env::{self, EnvContext};
 use super::sandbox::namespaces;
-use super::{ANNOTATION_RESTART_COUNT, LABEL_CONTAINER_NAME, PodIdentity};
+use super::{ANNOTATION_GRACE, ANNOTATION_RESTART_COUNT, LABEL_CONTAINER_NAME, PodIdentity};
 use crate::logs::container_log_path;
 use crate::pod::StartContainer;
 use crate::pod::inputs::{ANNOTATION_BACKOFF, ANNOTATION_HASH, ANNOTATION_IMAGE, ANNOTATION_IMAGE_ID};
@@ -62,6 +62,9 @@ pub fn container_config(
         (ANNOTATION_IMAGE.to_owned(), image_name(context.image, &wanted)),
         (ANNOTATION_IMAGE_ID.to_owned(), image_id(context.image)),
     ]);
+    if let Some(seconds) = spec.termination_grace_period_seconds {
+        annotations.insert(ANNOTATION_GRACE.to_owned(), seconds.to_string());
+    }
     if let Some(backoff) = start.backoff {
         annotations.insert(ANNOTATION_BACKOFF.to_owned(), backoff.to_annotation());
     }

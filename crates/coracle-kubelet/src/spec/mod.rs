@@ -14,6 +14,8 @@ pub const LABEL_POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 pub const LABEL_POD_UID: &str = "io.kubernetes.pod.uid";
 /// Label of containers: the container's name.
 pub const LABEL_CONTAINER_NAME: &str = "io.kubernetes.container.name";
+/// Annotation of containers: the Pod's grace period in seconds, for who stops them without the Pod at hand.
+pub const ANNOTATION_GRACE: &str = "io.kubernetes.pod.terminationGracePeriod";
 /// Annotation of containers: the restart count.
 pub const ANNOTATION_RESTART_COUNT: &str = "io.kubernetes.container.restartCount";
 

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -18,7 +18,11 @@ use coracle_clock::Clock;
 use crate::cli::Target;
 use crate::cluster::{Cluster, private_directory};
 use crate::daemon::READY_LINE;
+use crate::lock::{Holder, Process, Purpose};
 use crate::output;
+
+/// How often a process that starts or stops the cluster is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// What to run in the background.
 pub(super) struct Launch {
@@ -31,22 +35,74 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    /// Starts it and returns when the node is Ready.
+    /// Starts it and returns when the node is Ready. What another process does with the cluster is waited for.
     pub(super) fn run(&self, cluster: &Cluster, target: &Target) -> anyhow::Result<()> {
         let clock = Clock::system();
-        private_directory(&cluster.data)?;
-        let mut child = self.start(cluster, target)?;
-        let lines = progress_lines(&mut child)?;
+        while !self.is_running(cluster, &clock)? {
+            private_directory(&cluster.data)?;
+            let log_before = std::fs::metadata(cluster.log()).map_or(0, |metadata| metadata.len());
+            let mut child = self.start(cluster, target)?;
+            let id = child.id();
+            match self.follow(cluster, &mut child, &clock)? {
+                None => {
+                    output::progress(clock.elapsed(), "node is Ready");
+                    return Ok(());
+                }
+                // Somebody else starts or stops it at the same time: what comes of that is waited for.
+                Some(_) if cluster.holder()?.is_some_and(|holder| holder.pid.cast_unsigned() != id) => {}
+                Some(status) => bail!(
+                    "the cluster's process ended at start ({status}); its last words:\n{}",
+                    last_words(cluster, log_before)
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits while another process starts or stops the cluster. `true` when the cluster runs, `false` when nobody
+    /// has it.
+    fn is_running(&self, cluster: &Cluster, clock: &Clock) -> anyhow::Result<bool> {
+        let mut told = false;
+        while let Some(Holder { pid, purpose }) = cluster.holder()? {
+            let Some(process) = Process::open(pid)? else { continue };
+            // A process that was just killed has its lock for a moment more.
+            if process.ended_within(LOOK_AGAIN)? {
+                continue;
+            }
+            let doing = match purpose {
+                Purpose::Running => "already running",
+                Purpose::Starting => "being started",
+                Purpose::Stopping => "being stopped",
+            };
+            if !told || purpose == Purpose::Running {
+                output::note(format_args!("cluster {:?} is {doing} (process {pid})", cluster.name));
+                told = true;
+            }
+            if purpose == Purpose::Running {
+                return Ok(true);
+            }
+            if clock.elapsed() > self.limit {
+                let seconds = self.limit.as_secs();
+                bail!("cluster {:?} is still {doing} after {seconds} s (process {pid})", cluster.name);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Shows the progress of the process until the node is Ready (`None`) or the process has ended.
+    fn follow(
+        &self,
+        cluster: &Cluster,
+        child: &mut Child,
+        clock: &Clock,
+    ) -> anyhow::Result<Option<ExitStatus>> {
+        let lines = progress_lines(child)?;
         loop {
             match lines.recv_timeout(self.limit.saturating_sub(clock.elapsed())) {
-                Ok(line) if line == READY_LINE => break,
+                Ok(line) if line == READY_LINE => return Ok(None),
                 Ok(line) => output::progress(clock.elapsed(), line),
                 Err(RecvTimeoutError::Disconnected) => {
-                    let status = child.wait().context("cannot wait for the cluster's process")?;
-                    bail!(
-                        "the cluster's process ended at start ({status}); its last words:\n{}",
-                        last_words(cluster)
-                    );
+                    return child.wait().map(Some).context("cannot wait for the cluster's process");
                 }
                 Err(RecvTimeoutError::Timeout) => bail!(
                     "the node is not Ready after {} s; the cluster keeps trying in the background, see {} \
@@ -57,8 +113,6 @@ impl Launch {
                 ),
             }
         }
-        output::progress(clock.elapsed(), "node is Ready");
-        Ok(())
     }
 
     /// Starts the background process in a session of its own, so that the terminal's signals do not reach it.
@@ -101,10 +155,11 @@ fn progress_lines(child: &mut Child) -> anyhow::Result<std::sync::mpsc::Receiver
     Ok(receive)
 }
 
-/// The end of the log, for a start that failed.
-fn last_words(cluster: &Cluster) -> String {
+/// The end of what was logged after `from`, for a start that failed.
+fn last_words(cluster: &Cluster, from: u64) -> String {
     let text = std::fs::read(cluster.log()).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+    let text = text.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let text = String::from_utf8_lossy(text);
     let lines: Vec<&str> = text.lines().collect();
     let tail = &lines[lines.len().saturating_sub(8)..];
     tail.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")

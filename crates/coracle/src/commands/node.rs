@@ -10,17 +10,12 @@ use super::up::{check_root, machine_arguments};
 use crate::cli::{Node, Target};
 use crate::cluster::Cluster;
 use crate::daemon::Invitation;
-use crate::output;
 
 pub(crate) fn run(cluster: &Cluster, options: &Node, target: &Target) -> anyhow::Result<ExitCode> {
     check_root("node")?;
     let invitation = Invitation { server: options.server.clone(), token: token(options)? };
     if !options.detach {
         return crate::daemon::run_node(cluster, &options.machine, &invitation);
-    }
-    if let Some(pid) = cluster.running()? {
-        output::note(format_args!("{:?} is already running (process {pid})", cluster.name));
-        return Ok(ExitCode::SUCCESS);
     }
     let mut arguments = vec!["node".into()];
     if let Some(server) = &invitation.server {

@@ -16,13 +16,9 @@ pub(crate) fn run(cluster: &Cluster, options: &Up, target: &Target) -> anyhow::R
     crate::daemon::check_own(cluster)?;
     // What the command line asks for is judged before anything is started or left behind.
     cluster.settings_or_choose(&Wishes::of(&options.server)?)?;
-    if let Some(pid) = cluster.running()? {
-        output::note(format_args!("cluster {:?} is already running (process {pid})", cluster.name));
-    } else {
-        let limit = Duration::from_secs(options.timeout);
-        let launch = Launch { arguments: arguments(&options.server), environment: Vec::new(), limit };
-        launch.run(cluster, target)?;
-    }
+    let limit = Duration::from_secs(options.timeout);
+    let launch = Launch { arguments: arguments(&options.server), environment: Vec::new(), limit };
+    launch.run(cluster, target)?;
     next_steps(cluster);
     Ok(ExitCode::SUCCESS)
 }

@@ -11,7 +11,7 @@ use coracle_api::join::ClusterNetwork;
 use coracle_apiserver::auth::UserInfo;
 use coracle_apiserver::{ApiServer, Joining, KubeletClient, NODE_NETWORK, ServerTls};
 use coracle_client::{Informer, ListOptions, in_process};
-use coracle_clock::{Clock, Ids, Rng};
+use coracle_clock::{Clock, Ids, Rng, select};
 use coracle_controllers::{ControllerInputs, ControllersConfig};
 use coracle_scheduler::{Profile, Scheduler, SchedulerInputs};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
@@ -23,6 +23,7 @@ use super::identity::Identities;
 use super::node::{self, Membership};
 use super::{progress, renewal};
 use crate::cluster::{Cluster, Settings};
+use crate::lock::Lock;
 
 /// Who feeds the informers that components of this process share.
 const INFORMERS: &str = "system:coracle-informers";
@@ -36,6 +37,7 @@ pub(super) async fn run(
     settings: &Settings,
     host: &Host,
     also_known_as: &[String],
+    lock: &mut Lock,
     clock: Clock,
     mut rng: Rng,
 ) -> anyhow::Result<()> {
@@ -49,10 +51,7 @@ pub(super) async fn run(
     // The port before the store, which may have to be waited for: what is free now is still free then.
     let listener =
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, settings.api_port)).await.with_context(|| {
-            format!(
-                "port {} is in use by another program: end it, or choose another --port",
-                settings.api_port
-            )
+            format!("cannot listen on port {}, which this cluster was made with", settings.api_port)
         })?;
     let server = start_server(cluster, settings, host, &identities, &network, &clock, &mut rng).await?;
     progress("API server is up");
@@ -108,9 +107,12 @@ pub(super) async fn run(
         })
     };
 
-    node::wait_for_the_end(&informers.nodes, &host.name).await?;
+    let outcome = select! {
+        waited = node::wait_for_the_end(&informers.nodes, &host.name, &stop, lock) => waited,
+        end = server.ended() => Err(anyhow::Error::from(end).context("the API server cannot go on")),
+    };
     stop.cancel();
-    node.ended().await;
+    let node = node.ended().await;
     for (what, task) in [("controllers", controlling), ("scheduler", scheduling), ("renewal", renewing)] {
         if let Err(error) = task.await {
             tracing::error!(what, %error, "ended badly");
@@ -118,7 +120,7 @@ pub(super) async fn run(
     }
     server.stop().await;
     serving.await.context("the API server's sockets ended badly")?;
-    Ok(())
+    outcome.and(node)
 }
 
 async fn start_server(

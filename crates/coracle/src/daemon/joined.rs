@@ -17,6 +17,7 @@ use super::identity::live;
 use super::node::{self, Membership};
 use super::{progress, renewal};
 use crate::cluster::{Cluster, Joined, Settings};
+use crate::lock::Lock;
 
 /// Where and with what to join.
 #[derive(Debug, Clone, Default)]
@@ -33,6 +34,7 @@ pub(super) async fn run(
     mut settings: Settings,
     host: &Host,
     invitation: &Invitation,
+    lock: &mut Lock,
     clock: Clock,
     mut rng: Rng,
 ) -> anyhow::Result<()> {
@@ -66,11 +68,11 @@ pub(super) async fn run(
             renewal::keep(clock.clone(), stop, || identity.renew_if_due(&agent, &host, &clock)).await;
         })
     };
-    node::wait_for_the_end(&nodes, &host.name).await?;
+    node::wait_for_the_end(&nodes, &host.name, &stop, lock).await?;
     stop.cancel();
-    running.ended().await;
+    let outcome = running.ended().await;
     renewing.await.context("renewal ended badly")?;
-    Ok(())
+    outcome
 }
 
 /// A node's key and certificates, in files and in use.

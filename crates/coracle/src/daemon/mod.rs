@@ -19,6 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli;
 use crate::cluster::{Cluster, Settings, Wishes};
+use crate::lock::{Lock, Purpose};
 
 pub(crate) use host::Host;
 pub(crate) use joined::Invitation;
@@ -35,8 +36,9 @@ pub(crate) fn run_server(cluster: &Cluster, options: &cli::Server) -> anyhow::Re
     check_own(cluster)?;
     let settings = cluster.settings_or_choose(&Wishes::of(options)?)?;
     let host = Host::this(&settings, options.machine.address);
-    in_the_foreground(cluster, async {
-        assemble::run(cluster, &settings, &host, &options.tls_san, Clock::system(), Rng::from_os()).await
+    in_the_foreground(cluster, &settings, async |lock| {
+        assemble::run(cluster, &settings, &host, &options.tls_san, lock, Clock::system(), Rng::from_os())
+            .await
     })
 }
 
@@ -76,8 +78,8 @@ pub(crate) fn run_node(
     let wishes = Wishes { node_name: machine.node_name.clone(), ..Wishes::default() };
     let settings = cluster.settings_or_choose(&wishes)?;
     let host = Host::this(&settings, machine.address);
-    let outcome = in_the_foreground(cluster, async {
-        joined::run(cluster, settings, &host, invitation, Clock::system(), Rng::from_os()).await
+    let outcome = in_the_foreground(cluster, &settings, async |lock| {
+        joined::run(cluster, settings.clone(), &host, invitation, lock, Clock::system(), Rng::from_os()).await
     });
     if outcome.is_err() && known.is_none() {
         // What was chosen for a node that has not joined binds nobody.
@@ -88,21 +90,23 @@ pub(crate) fn run_node(
 
 fn in_the_foreground(
     cluster: &Cluster,
-    work: impl Future<Output = anyhow::Result<()>>,
+    settings: &Settings,
+    work: impl AsyncFnOnce(&mut Lock) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_env("CORACLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
-    let lock = cluster.lock()?;
+    let mut lock = cluster.lock(Purpose::Starting)?;
+    cluster.remember_settings(settings)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("coracle")
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(work)?;
+    runtime.block_on(work(&mut lock))?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use coracle_api::join::ClusterNetwork;
 use coracle_client::{Informer, LiveCertificate};
 use coracle_clock::{Clock, Rng, select};
-use coracle_kubelet::{Kubelet, KubeletApi, KubeletConfig, Machine};
+use coracle_kubelet::{Kubelet, KubeletApi, KubeletConfig, KubeletError, Machine};
 use coracle_net::bridge::{BridgeConfig, BridgeNetwork};
 use coracle_net::overlay::{self, Overlay, OverlayConfig};
 use coracle_runtime::{EmbeddedRuntime, LogLimit, RuntimeConfig};
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use super::host::Host;
 use super::{READY_LINE, open_images, progress};
 use crate::cluster::{Cluster, Settings};
+use crate::lock::{Lock, Purpose};
 
 /// The most Pods of a node: upstream's default.
 const MAX_PODS: u32 = 110;
@@ -38,17 +39,19 @@ pub(super) struct Membership {
     pub(super) network: ClusterNetwork,
 }
 
-/// The node's tasks.
-pub(super) struct Running(Vec<(&'static str, JoinHandle<()>)>);
+/// The node's tasks. The end of any ends the process.
+pub(super) struct Running {
+    agent: JoinHandle<Result<(), KubeletError>>,
+    overlay: Option<JoinHandle<()>>,
+}
 
 impl Running {
     /// Waits for their end, after the token was cancelled.
-    pub(super) async fn ended(self) {
-        for (what, task) in self.0 {
-            if let Err(error) = task.await {
-                tracing::error!(what, %error, "ended badly");
-            }
+    pub(super) async fn ended(self) -> anyhow::Result<()> {
+        if let Some(overlay) = self.overlay {
+            overlay.await.context("the overlay ended badly")?;
         }
+        self.agent.await.context("the node agent ended badly")?.context("the node agent cannot run")
     }
 }
 
@@ -96,33 +99,31 @@ pub(super) async fn start(
         cluster_domain: "cluster.local".to_owned(),
         restart_backoff_max: jiff::SignedDuration::from_secs(300),
     };
-    let kubelet =
+    let mut kubelet =
         Kubelet::new(config, membership.client, runtime, images, clock.clone(), rng.fork("kubelet"));
-    let stopped = stop.clone().cancelled_owned();
-    let mut running = vec![(
-        "node agent",
+    kubelet.listen().await.context("cannot start the node agent")?;
+    let agent = {
+        let stop = stop.clone();
         tokio::spawn(async move {
-            if let Err(error) = kubelet.run(stopped).await {
-                let error = format!("{:#}", anyhow::Error::from(error));
-                tracing::error!(error, "the node agent cannot run");
-            }
-        }),
-    )];
-    if let Some(overlay) = overlay_of(settings, host, membership.network.vni) {
-        let follow = overlay::follow(
-            overlay,
-            membership.nodes,
-            host.name.clone(),
-            clock.clone(),
-            stop.clone().cancelled_owned(),
-        );
-        running.push(("overlay", tokio::spawn(follow)));
-    }
-    Ok(Running(running))
+            // However it ends, a panic included, the process does not go on without it.
+            let _end_of_all = stop.clone().drop_guard();
+            kubelet.run(stop.cancelled_owned()).await
+        })
+    };
+    let overlay = overlay_of(settings, host, membership.network.vni).map(|overlay| {
+        let (name, clock, stopped) = (host.name.clone(), clock.clone(), stop.clone().cancelled_owned());
+        tokio::spawn(overlay::follow(overlay, membership.nodes, name, clock, stopped))
+    });
+    Ok(Running { agent, overlay })
 }
 
-/// Says when the node is Ready, then waits for a signal.
-pub(super) async fn wait_for_the_end(nodes: &Informer<Node>, name: &str) -> anyhow::Result<()> {
+/// Says when the node is Ready, then waits for a signal, or for `stop`.
+pub(super) async fn wait_for_the_end(
+    nodes: &Informer<Node>,
+    name: &str,
+    stop: &CancellationToken,
+    lock: &mut Lock,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let ready = async {
@@ -132,12 +133,16 @@ pub(super) async fn wait_for_the_end(nodes: &Informer<Node>, name: &str) -> anyh
                 return;
             }
         }
+        if let Err(error) = lock.tell(Purpose::Running) {
+            tracing::warn!(error = format!("{error:#}"), "cannot say that the cluster runs");
+        }
         progress(READY_LINE);
         std::future::pending::<()>().await;
     };
     select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = stop.cancelled() => {}
         () = ready => {}
     }
     tracing::info!("ending");

@@ -8,27 +8,24 @@ use std::time::Duration;
 
 use anyhow::Context;
 use coracle_clock::{Clock, Rng};
-use coracle_cri::{ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState, RuntimeService};
+use coracle_cri::{
+    Container, ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState, RuntimeService,
+};
+use coracle_kubelet::spec::ANNOTATION_GRACE;
 use coracle_net::overlay::{Overlay, OverlayConfig};
 use futures::future::join_all;
 
 use super::{node, open_images};
 use crate::cluster::Cluster;
 
-/// How long containers may take to end after their stop signal when the cluster goes down.
+/// How long containers may take to end after their stop signal when the cluster goes down, at most: less if their
+/// Pod says so.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Stops all containers and sandboxes; returns how many sandboxes there were. What is about to be purged may be damaged.
 pub(crate) fn stop_containers(cluster: &Cluster, purging: bool) -> anyhow::Result<usize> {
-    let settings = match cluster.settings() {
-        Ok(Some(settings)) => settings,
-        Ok(None) => return Ok(0),
-        Err(error) if purging => {
-            crate::output::note(format_args!("warning: {error:#}"));
-            return Ok(0);
-        }
-        Err(error) => return Err(error),
-    };
+    let settings = if purging { cluster.settings_to_remove()? } else { cluster.settings()? };
+    let Some(settings) = settings else { return Ok(0) };
     block_on(async {
         let clock = Clock::system();
         let network = std::sync::Arc::new(node::open_network(cluster, &settings)?);
@@ -39,7 +36,8 @@ pub(crate) fn stop_containers(cluster: &Cluster, purging: bool) -> anyhow::Resul
             .context("cannot open the container runtime")?;
         let running = ContainerFilter { state: Some(ContainerState::Running), ..ContainerFilter::default() };
         let containers = runtime.list_containers(&running).await?;
-        let stops = containers.iter().map(|container| runtime.stop_container(&container.id, GRACE));
+        let stops =
+            containers.iter().map(|container| runtime.stop_container(&container.id, grace(container)));
         report(join_all(stops).await);
         let ready = PodSandboxFilter { state: Some(PodSandboxState::Ready), ..PodSandboxFilter::default() };
         let sandboxes = runtime.list_pod_sandboxes(&ready).await?;
@@ -48,12 +46,17 @@ pub(crate) fn stop_containers(cluster: &Cluster, purging: bool) -> anyhow::Resul
     })
 }
 
+fn grace(container: &Container) -> Duration {
+    let of_pod = container.annotations.get(ANNOTATION_GRACE).and_then(|seconds| seconds.parse().ok());
+    of_pod.map_or(GRACE, |seconds| GRACE.min(Duration::from_secs(seconds)))
+}
+
 /// Removes everything of the cluster from this machine. Settings that are missing or damaged are no reason to leave
 /// the rest: all but the network links has the cluster's name.
 pub(crate) fn purge(cluster: &Cluster) -> anyhow::Result<()> {
     coracle_runtime::purge(&node::runtime_config(cluster))
         .context("cannot remove what the container runtime left")?;
-    match cluster.settings() {
+    match cluster.settings_to_remove() {
         Ok(Some(settings)) => {
             let network = node::open_network(cluster, &settings)?;
             let device = node::overlay_device(&settings);

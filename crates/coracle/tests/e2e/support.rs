@@ -145,7 +145,13 @@ impl Cluster {
 
     /// Kills the cluster's process, and returns when it is gone.
     pub(crate) fn kill(&self) {
-        let pid: i32 = std::fs::read_to_string(self.data().join("lock")).unwrap().trim().parse().unwrap();
+        let pid: i32 = std::fs::read_to_string(self.data().join("lock"))
+            .unwrap()
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         let process = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         rustix::process::pidfd_send_signal(&process, rustix::process::Signal::KILL).unwrap();
@@ -253,6 +259,11 @@ impl Drop for Cluster {
             let lines: Vec<&str> = log.lines().collect();
             eprintln!("--- end of the log of {}", self.name);
             lines.iter().skip(lines.len().saturating_sub(40)).for_each(|line| eprintln!("{line}"));
+            for what in [&["get", "pods", "-A", "-o", "yaml"][..], &["get", "events", "-A"]] {
+                let shown = self.run_kubectl(Kubectl::V37, what, "");
+                eprintln!("--- kubectl {}", what.join(" "));
+                eprintln!("{}", String::from_utf8_lossy(&shown.stdout));
+            }
         }
         let output = self.coracle(&["down", "--purge"]);
         if !output.status.success() {
