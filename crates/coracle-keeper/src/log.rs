@@ -41,26 +41,51 @@ impl LogFile {
         Ok(())
     }
 
-    fn write(&mut self, bytes: &[u8], now: UnixNanos) {
-        if let Some(limit) = self.limit
-            && self.length > 0
+    /// Writes whole lines, each in one log.
+    fn write(&mut self, mut bytes: &[u8], now: UnixNanos) {
+        while let Some(limit) = self.limit
             && self.length + bytes.len() as u64 > limit.bytes
         {
+            let room = usize::try_from(limit.bytes.saturating_sub(self.length)).unwrap_or(usize::MAX);
+            let end = |lines: &[u8]| lines.iter().rposition(|&b| b == b'\n').map_or(0, |last| last + 1);
+            let fits = match end(&bytes[..room.min(bytes.len())]) {
+                // One that is longer than a log has one for itself.
+                0 if self.length == 0 => {
+                    bytes.iter().position(|&b| b == b'\n').map_or(bytes.len(), |end| end + 1)
+                }
+                fits => fits,
+            };
+            self.write_or_say(&bytes[..fits]);
+            bytes = &bytes[fits..];
+            if bytes.is_empty() {
+                return;
+            }
             let rotated = rotate::rotate(&self.path, limit.files, now).and_then(|()| self.reopen());
             if let Err(error) = rotated {
-                eprintln!("coracle-keeper: cannot rotate {}: {error}", self.path.display());
                 // Not at each line from now on: after as many bytes again.
                 self.length = 0;
+                self.say("rotate", &error);
+                self.failing = true;
             }
         }
-        let result = self.write_to_file(bytes);
-        if let Err(error) = &result
-            && !self.failing
-        {
-            // Once: these words go to memory, and a container may write without end.
-            eprintln!("coracle-keeper: cannot write {}: {error}", self.path.display());
+        self.write_or_say(bytes);
+    }
+
+    fn write_or_say(&mut self, bytes: &[u8]) {
+        match self.write_to_file(bytes) {
+            Ok(()) => self.failing = false,
+            Err(error) => {
+                self.say("write", &error);
+                self.failing = true;
+            }
         }
-        self.failing = result.is_err();
+    }
+
+    /// Once for a streak of failures: the words go to memory, and a container may write without end.
+    fn say(&self, what: &str, error: &io::Error) {
+        if !self.failing {
+            eprintln!("coracle-keeper: cannot {what} {}: {error}", self.path.display());
+        }
     }
 
     fn write_to_file(&mut self, mut bytes: &[u8]) -> io::Result<()> {
@@ -261,10 +286,16 @@ mod tests {
             std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         assert_eq!(names, ["0.log", "0.log.20000229-123458", "0.log.20000229-123459"]);
-        let text = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
-        assert!(text(&names[0]).ends_with("F four\n"));
-        assert!(text(&names[2]).ends_with("F three\n"));
-        assert_eq!(text(&names[2]).lines().count(), 1);
+        let many: String = (0..5).map(|i| format!("{i}\n")).collect();
+        cutter.feed(many.as_bytes(), "stdout", 951_827_700_000_000_007, &mut log);
+        for (name, line) in [("0.log", "4"), ("0.log.20000229-123504", "3"), ("0.log.20000229-123503", "2")] {
+            let text = std::fs::read_to_string(dir.join(name)).unwrap();
+            assert_eq!(
+                text.lines().map(|l| l.rsplit(' ').next().unwrap()).collect::<Vec<_>>(),
+                [line],
+                "{name}"
+            );
+        }
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -13,6 +13,7 @@ use tokio::fs;
 use tracing::{info, warn};
 
 use crate::context::Context;
+use crate::logs::remove_logs;
 use crate::pod::history::Outcome;
 use crate::pod::inputs::PodInputs;
 use crate::pod::reasons::{self, PodEvent};
@@ -319,7 +320,8 @@ pub(crate) async fn remove_container(context: Arc<Context>, pod: PodIdentity, id
         let _ =
             fs::remove_file(context.config.container_log_link(&pod.namespace, &pod.name, name, &id.0)).await;
         // The log's file name is the restart count: a container made after a reset may write it now.
-        let _ = fs::remove_file(&status.log_path).await;
+        let log = status.log_path.clone();
+        let _ = tokio::task::spawn_blocking(move || remove_logs(&log)).await;
         if let Some(file) = termination::message_file(&status) {
             let _ = fs::remove_file(file).await;
         }

@@ -4,10 +4,11 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 /// How much is read at a time.
@@ -66,6 +67,8 @@ pub(super) struct LogPlace {
     directory: OwnedFd,
     name: OsString,
     path: PathBuf,
+    /// Name of the latest rotated log that is older than what is being read; empty if there is none.
+    older: OsString,
 }
 
 impl LogPlace {
@@ -88,7 +91,11 @@ impl LogPlace {
             directory = rustix::fs::openat(&directory, name, flags | OFlags::NOFOLLOW, Mode::empty())
                 .map_err(open)?;
         }
-        Ok(LogPlace { directory, name, path: path.to_owned() })
+        let mut place = LogPlace { directory, name, path: path.to_owned(), older: OsString::new() };
+        if let Some(newest) = place.rotated()?.pop() {
+            place.older = newest;
+        }
+        Ok(place)
     }
 
     pub(super) fn directory(&self) -> BorrowedFd<'_> {
@@ -101,9 +108,13 @@ impl LogPlace {
 
     /// Opens the file that has the name now.
     pub(super) fn open(&self) -> Result<File, LogError> {
+        self.open_name(&self.name)
+    }
+
+    fn open_name(&self, name: &OsStr) -> Result<File, LogError> {
         // Not blocking, because a named pipe would wait for its other end.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(&self.directory, &self.name, flags, Mode::empty()) {
+        let file = match rustix::fs::openat(&self.directory, name, flags, Mode::empty()) {
             Ok(file) => File::from(file),
             Err(Errno::LOOP) => return Err(LogError::NotRegular { path: self.path.clone() }),
             Err(source) => {
@@ -117,24 +128,79 @@ impl LogPlace {
         Ok(file)
     }
 
-    /// The file that has the name now, if it is not `current`.
-    pub(super) fn successor(&self, current: &File) -> Result<Option<File>, LogError> {
+    /// The file after `current`, which is the one that has the name, unless a busy container has filled more than
+    /// one since.
+    pub(super) fn successor(&mut self, current: &File) -> Result<Option<File>, LogError> {
         let current = current.metadata().map_err(|source| self.read_error(source))?;
-        match rustix::fs::statat(&self.directory, &self.name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(named) if named.st_ino == current.ino() && named.st_dev == current.dev() => Ok(None),
-            Ok(_) => match self.open() {
-                Ok(file) => Ok(Some(file)),
-                Err(LogError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error),
-            },
+        match self.inode(&self.name) {
+            Ok(named) if named == (current.dev(), current.ino()) => return Ok(None),
+            Ok(_) => {}
             // Renamed, and the new one is not there yet.
-            Err(Errno::NOENT) => Ok(None),
-            Err(source) => Err(self.read_error(source.into())),
+            Err(Errno::NOENT) => return Ok(None),
+            Err(source) => return Err(self.read_error(source.into())),
         }
+        let rotated = self.rotated()?;
+        let at = rotated.iter().position(|name| self.inode(name) == Ok((current.dev(), current.ino())));
+        let next = match at {
+            Some(at) => {
+                self.older.clone_from(&rotated[at]);
+                rotated.get(at + 1)
+            }
+            // Too old to be kept: all that are left are newer.
+            None if current.nlink() == 0 => rotated.first(),
+            None => None,
+        };
+        for name in next.into_iter().chain([&self.name]) {
+            match self.open_name(name) {
+                Err(LogError::Open { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                found => return found.map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    fn inode(&self, name: &OsStr) -> Result<(u64, u64), Errno> {
+        let stat = rustix::fs::statat(&self.directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    /// Names of the rotated logs that are not older than what is being read, in the order of their writing.
+    fn rotated(&self) -> Result<Vec<OsString>, LogError> {
+        let mut found = Vec::new();
+        let entries = Dir::read_from(&self.directory).map_err(|source| self.read_error(source.into()))?;
+        for entry in entries {
+            let entry = entry.map_err(|source| self.read_error(source.into()))?;
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            if is_rotated(name, &self.name) && *name > *self.older {
+                found.push(name.to_owned());
+            }
+        }
+        found.sort();
+        Ok(found)
     }
 
     pub(super) fn read_error(&self, source: io::Error) -> LogError {
         LogError::Read { path: self.path.clone(), source }
+    }
+}
+
+/// Whether the file `name` is what `log` became when it was rotated: `LOG.YYYYMMDD-HHMMSS`.
+fn is_rotated(name: &OsStr, log: &OsStr) -> bool {
+    let rest = name.as_bytes().strip_prefix(log.as_bytes()).and_then(|rest| rest.strip_prefix(b"."));
+    rest.is_some_and(|stamp| {
+        stamp.len() == "20060102-150405".len()
+            && stamp.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-')
+    })
+}
+
+/// Removes the log `path` and what it was when it was rotated. What cannot be removed goes with the Pod.
+pub(crate) fn remove_logs(path: &Path) {
+    let _ = std::fs::remove_file(path);
+    let (Some(directory), Some(log)) = (path.parent(), path.file_name()) else { return };
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if is_rotated(&entry.file_name(), log) {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod tests;
 mod watch;
 
 pub use file::LogError;
+pub(crate) use file::remove_logs;
 pub use options::{LogOptions, LogOptionsError, LogStream};
 pub use paths::{container_log_path, pod_log_directory};
 pub use reader::{LogReader, last_output};

@@ -236,6 +236,49 @@ async fn a_follower_goes_through_rotations() {
     follower.finish().await;
 }
 
+/// A busy container fills several logs while a follower reads one; the oldest are removed.
+#[tokio::test]
+async fn a_follower_misses_no_log_that_is_kept() {
+    let log = Log::new(&line("one"));
+    let rotate = |second: u32| {
+        fs::rename(&log.path, log.path.with_file_name(format!("0.log.20261121-11300{second}"))).unwrap();
+    };
+    fs::write(log.path.with_file_name("0.log.20261121-112959"), line("before")).unwrap();
+    let mut reader = LogReader::open(
+        log.root.path(),
+        &log.path,
+        &Log::options("follow=true"),
+        &LogWatcher::new().unwrap(),
+        async {}.boxed(),
+    )
+    .await
+    .unwrap();
+    let mut output = reader.next_chunk().await.unwrap().unwrap().to_vec();
+    for (second, text) in ["two", "three", "four", "five"].into_iter().enumerate() {
+        rotate(u32::try_from(second).unwrap());
+        fs::write(&log.path, line(text)).unwrap();
+    }
+    fs::remove_file(log.path.with_file_name("0.log.20261121-113000")).unwrap();
+    fs::remove_file(log.path.with_file_name("0.log.20261121-113001")).unwrap();
+    while let Some(chunk) = reader.next_chunk().await {
+        output.extend_from_slice(&chunk.unwrap());
+    }
+    assert_eq!(String::from_utf8(output).unwrap(), "one\nthree\nfour\nfive\n");
+}
+
+#[test]
+fn rotated_logs_go_with_their_log() {
+    let log = Log::new("");
+    for name in ["0.log.20261121-113000", "0.log.other", "10.log", "1.log.20261121-113000"] {
+        fs::write(log.path.with_file_name(name), "").unwrap();
+    }
+    remove_logs(&log.path);
+    let entries = fs::read_dir(log.path.parent().unwrap()).unwrap();
+    let mut left: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    left.sort();
+    assert_eq!(left, ["0.log.other", "1.log.20261121-113000", "10.log"]);
+}
+
 #[tokio::test]
 async fn what_was_written_before_the_end_is_read() {
     let log = Log::new("");

@@ -26,6 +26,9 @@ use super::{Inner, Phase, internal, spec};
 /// Most output kept of each stream of [`Inner::exec_sync`]; the rest is read and dropped.
 const SYNC_OUTPUT_BYTES_MAX: usize = 16 << 20;
 const CHUNK_BYTES: usize = 32 * 1024;
+/// Most that a command can have left in a stream: what the kernel lets a pipe be. A descendant that goes on writing
+/// is not read for longer.
+const AFTER_END_BYTES_MAX: usize = 1 << 20;
 const CHUNKS_IN_FLIGHT: usize = 16;
 
 impl Inner {
@@ -250,11 +253,16 @@ async fn conclude(
 /// stream open does not keep the session.
 async fn read_all(from: Arc<AsyncFd<OwnedFd>>, to: mpsc::Sender<Bytes>, mut ended: watch::Receiver<bool>) {
     let mut buffer = vec![0u8; CHUNK_BYTES];
+    let mut left = AFTER_END_BYTES_MAX;
     loop {
         let over = *ended.borrow();
         match rustix::io::read(from.get_ref(), &mut buffer) {
             Ok(0) => return,
             Ok(count) => {
+                if over {
+                    let Some(rest) = left.checked_sub(count) else { return };
+                    left = rest;
+                }
                 if to.send(Bytes::copy_from_slice(&buffer[..count])).await.is_err() {
                     return;
                 }

@@ -45,6 +45,18 @@ async fn exec_sync_gives_output_and_exit_code() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_descendant_that_goes_on_writing_does_not_keep_an_exec() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let id = run(&host, &runtime, &shell("exec sleep 1000")).await;
+    let command = ["sh", "-c", "echo first; busybox yes & exit 3"].map(str::to_owned);
+    let result = host.clock.timeout(Duration::from_secs(60), runtime.exec_sync(&id, &command, None)).await;
+    let result = result.expect("the command has ended").unwrap();
+    assert_eq!(result.exit_code, 3);
+    assert!(result.stdout.starts_with(b"first\n"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn standard_input_is_streamed() {
     let host = Host::new();
     let runtime = host.open().await;

@@ -6,6 +6,7 @@ use coracle_cri::{
     ContainerFilter, ContainerState, CriError, EnvVar, Mount, MountPropagation, NamespaceMode,
     PodSandboxState, RuntimeService,
 };
+use coracle_runtime::LogLimit;
 
 use crate::host::{Host, container, log, output, run, shell, wait_for_exit};
 
@@ -20,6 +21,31 @@ async fn a_container_runs_logs_and_ends() {
     let mut lines = log(&status);
     lines.sort();
     assert_eq!(lines, ["stderr F two", "stdout F one", "stdout P three"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_does_not_grow_without_end() {
+    let mut host = Host::new();
+    host.config.log_limit = LogLimit { bytes: 8192, files: 3 };
+    let runtime = host.open().await;
+    let id = run(&host, &runtime, &shell("i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); done")).await;
+    let status = wait_for_exit(&runtime, &id).await;
+    let mut logs: Vec<_> = std::fs::read_dir(status.log_path.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    logs.sort();
+    // The name of the newest is a prefix of the others'.
+    logs.rotate_left(1);
+    assert_eq!(logs.len(), 3, "{logs:?}");
+    let mut numbers = Vec::new();
+    for path in &logs {
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.len() <= 8192 && !text.is_empty(), "{}", path.display());
+        numbers.extend(text.lines().map(|line| line.rsplit(' ').next().unwrap().parse::<u32>().unwrap()));
+    }
+    let first = numbers[0];
+    assert_eq!(numbers, (first..2000).collect::<Vec<_>>(), "nothing is lost of what is kept");
 }
 
 #[tokio::test(flavor = "multi_thread")]
