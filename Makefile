@@ -3,10 +3,11 @@
 #   make up      prerequisites, build, a one-node cluster, its kubeconfig, and an example Pod running
 #   make down    stop the cluster; `make purge` also removes every trace
 #   make test    everything that CI runs
+#   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts (minutes)
 #   make bench   the benchmarks, as a table
 #   make lint    formatting, lints and dependency rules
 #   make check   a quick type check
-.PHONY: up down purge test bench lint check build prerequisites e2e
+.PHONY: up down purge test bench lint check build prerequisites e2e vm-test
 CARGO ?= cargo
 export PATH := $(CURDIR)/.cache/deny/bin:$(PATH)
 
@@ -42,6 +43,11 @@ test: prerequisites lint
 
 e2e: prerequisites
 	$(CARGO) test --package coracle --test e2e
+
+vm-test:
+	@scripts/prerequisites.sh vm
+	@$(CARGO) build --quiet --release --bin coracle
+	@python3 scripts/vm/run.py $(VM_TEST)
 
 bench: prerequisites
 	@$(CARGO) build --quiet --release --bin coracle --bin coracle-bench

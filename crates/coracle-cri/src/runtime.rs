@@ -139,7 +139,7 @@ pub struct LinuxContainerResources {
     pub cpuset_cpus: Option<String>,
     /// Limit on the number of processes.
     pub pids_limit: Option<i64>,
-    /// cgroup v2 keys set as they are.
+    /// cgroup v2 keys set as they are; not looked at on a machine with cgroup v1.
     pub unified: BTreeMap<String, String>,
 }
 

@@ -96,6 +96,8 @@ pub fn container_resources(
 ) -> LinuxContainerResources {
     LinuxContainerResources {
         oom_score_adj: Some(oom_score_adj(spec, container, qos, node_memory)),
+        // Out of memory, a container ends as a whole: half of one is no use to anybody.
+        unified: BTreeMap::from([("memory.oom.group".to_owned(), "1".to_owned())]),
         ..limits_of(
             request(container, "cpu"),
             milli(limits(container), "cpu"),
@@ -168,6 +170,7 @@ mod tests {
         assert_eq!((a.cpu_shares, a.cpu_period, a.cpu_quota), (Some(256), Some(100_000), Some(50_000)));
         assert_eq!(a.memory_limit_in_bytes, Some(128 << 20));
         assert_eq!(a.oom_score_adj, Some(938));
+        assert_eq!(a.unified["memory.oom.group"], "1");
         let b = container_resources(&spec, &spec.containers[1], Qos::BestEffort, 1 << 30);
         assert_eq!(
             (b.cpu_shares, b.cpu_quota, b.memory_limit_in_bytes, b.oom_score_adj),
@@ -175,6 +178,7 @@ mod tests {
         );
         let pod = pod_resources(&spec);
         assert_eq!((pod.cpu_shares, pod.cpu_quota, pod.memory_limit_in_bytes), (Some(256), None, None));
+        assert!(pod.unified.is_empty(), "one container's end is not that of the Pod");
     }
 
     #[test]
