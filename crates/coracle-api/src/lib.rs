@@ -16,6 +16,7 @@ pub mod metadata;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+pub mod placement;
 pub mod pod;
 pub mod quantity;
 pub mod schema;

@@ -5,8 +5,7 @@
 //!
 //! - [`in_process`] and [`connect`] make a `kube::Client`; [`request`] has the few requests that components
 //!   repeat, typed and with preconditions.
-//! - [`Informer`] follows a kind; [`WrittenRevisions`] keeps a component from planning on a snapshot that is older
-//!   than its own last write; [`Workqueue`] turns changes into keyed, deduplicated, retried work.
+//! - [`Informer`] follows a kind; [`Workqueue`] turns changes into keyed, deduplicated, retried work.
 //! - [`EventRecorder`] writes the Events that `kubectl describe` shows.
 //!
 //! This crate does not know the API server: the transport is any `tower::Service`.
@@ -20,7 +19,6 @@ mod object;
 pub mod request;
 mod supervise;
 mod workqueue;
-mod written;
 
 pub use backoff::Backoff;
 pub use certificate::{BadCertificate, LiveCertificate};
@@ -34,4 +32,3 @@ pub use object::{Object, ObjectKey, key_of, revision_of, uid_of};
 pub use request::{Deletion, ErrorExt};
 pub use supervise::supervise;
 pub use workqueue::{Claim, Workqueue};
-pub use written::{Freshness, WrittenRevisions};

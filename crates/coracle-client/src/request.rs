@@ -1,7 +1,6 @@
 //! The requests that components repeat: typed, over any scope, with preconditions.
 //!
-//! A write returns the object as written, so that its revision ([`crate::revision_of`]) can be noted in
-//! [`crate::WrittenRevisions`]. Nobody writes an object back that was read in typed form: typed decoding drops what
+//! A write returns the object as written, with its revision ([`crate::revision_of`]). Nobody writes an object back that was read in typed form: typed decoding drops what
 //! it does not know. Change by [`patch`].
 
 use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions};

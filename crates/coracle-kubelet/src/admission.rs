@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use coracle_api::placement::{allows_node, host_ports, tolerates};
 use coracle_api::pod::{ResourceList, effective_requests};
-use k8s_openapi::api::core::v1::{
-    Node, NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Taint, Toleration,
-};
+use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 
 use crate::pod::inputs::Rejection;
 use crate::pod::phase::Phase;
@@ -30,12 +29,12 @@ pub fn admit(pod: &Pod, node: &Node, admitted: &[&Pod]) -> Result<(), Rejection>
         return Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
     }
     let taken: Vec<_> = others.iter().filter_map(|p| p.spec.as_ref()).flat_map(host_ports).collect();
-    if host_ports(spec).iter().any(|port| taken.iter().any(|other| conflict(port, other))) {
+    if host_ports(spec).iter().any(|port| taken.iter().any(|other| port.conflicts(other))) {
         return Err(predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
     }
     let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
     for taint in taints.filter(|taint| taint.effect == "NoExecute") {
-        if !spec.tolerations.iter().flatten().any(|toleration| tolerates(toleration, taint)) {
+        if !tolerates(spec.tolerations.as_deref().unwrap_or_default(), taint) {
             return Err(predicate("TaintToleration", "node(s) had untolerated taint(s)"));
         }
     }
@@ -94,81 +93,13 @@ fn amount(list: &ResourceList, resource: &str) -> i64 {
 
 fn matches_node(spec: &PodSpec, node: &Node) -> bool {
     let empty = BTreeMap::new();
-    let labels = node.metadata.labels.as_ref().unwrap_or(&empty);
-    let selected = spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value));
     let affinity = spec.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
-    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    selected && required.is_none_or(|required| any_term(required, labels, node.metadata.name.as_deref()))
-}
-
-fn any_term(selector: &NodeSelector, labels: &BTreeMap<String, String>, name: Option<&str>) -> bool {
-    selector.node_selector_terms.iter().any(|term| {
-        let NodeSelectorTerm { match_expressions, match_fields } = term;
-        let expressions = match_expressions.as_deref().unwrap_or_default();
-        let fields = match_fields.as_deref().unwrap_or_default();
-        // A term without requirements matches nothing.
-        !(expressions.is_empty() && fields.is_empty())
-            && expressions.iter().all(|r| holds(r, labels.get(&r.key).map(String::as_str)))
-            && fields.iter().all(|r| holds(r, name.filter(|_| r.key == "metadata.name")))
-    })
-}
-
-fn holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = value.is_some_and(|value| values.iter().any(|v| v == value));
-    let compare = |wanted: std::cmp::Ordering| {
-        let bound = values.first().and_then(|v| v.parse::<i64>().ok());
-        let (Some(value), Some(bound)) = (value.and_then(|v| v.parse::<i64>().ok()), bound) else {
-            return false;
-        };
-        value.cmp(&bound) == wanted
-    };
-    match requirement.operator.as_str() {
-        "In" => listed,
-        "NotIn" => !listed,
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare(std::cmp::Ordering::Greater),
-        "Lt" => compare(std::cmp::Ordering::Less),
-        _ => false,
-    }
-}
-
-struct HostPort<'a> {
-    ip: &'a str,
-    protocol: &'a str,
-    port: i32,
-}
-
-fn host_ports(spec: &PodSpec) -> Vec<HostPort<'_>> {
-    let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
-    ports
-        .filter_map(|p| {
-            Some(HostPort {
-                ip: p.host_ip.as_deref().filter(|ip| !ip.is_empty()).unwrap_or("0.0.0.0"),
-                protocol: p.protocol.as_deref().unwrap_or("TCP"),
-                port: p.host_port.filter(|port| *port > 0)?,
-            })
-        })
-        .collect()
-}
-
-fn conflict(a: &HostPort<'_>, b: &HostPort<'_>) -> bool {
-    let all = |ip: &str| matches!(ip, "0.0.0.0" | "::");
-    a.port == b.port && a.protocol == b.protocol && (a.ip == b.ip || all(a.ip) || all(b.ip))
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    let (effect, key) = (text(&toleration.effect), text(&toleration.key));
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    let exists = toleration.operator.as_deref() == Some("Exists");
-    if key.is_empty() {
-        return exists;
-    }
-    key == taint.key && (exists || text(&toleration.value) == text(&taint.value))
+    allows_node(
+        spec.node_selector.as_ref().unwrap_or(&empty),
+        affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref()),
+        node.metadata.name.as_deref().unwrap_or_default(),
+        node.metadata.labels.as_ref().unwrap_or(&empty),
+    )
 }
 
 #[cfg(test)]

@@ -88,6 +88,10 @@ enum Finished {
 #[derive(Default)]
 struct WriteState {
     in_flight: Option<AbortHandle>,
+    /// Since when a status is held back.
+    held_since: Option<Timestamp>,
+    /// A write found the object gone: this version of it was the last, unless a newer one is heard of.
+    gone_after: Option<u64>,
     /// After a failed write: when to try again.
     retry: Option<(Timestamp, Duration)>,
 }
@@ -446,6 +450,9 @@ impl Worker {
                 match *result {
                     Ok(written) => {
                         self.write.retry = None;
+                        if written.is_none() {
+                            self.write.gone_after = Some(revision_of(&*self.pod));
+                        }
                         if let Some(pod) = written.filter(|pod| revision_of(pod) > revision_of(&*self.pod)) {
                             self.pod = Arc::new(pod);
                         }
@@ -471,11 +478,19 @@ impl Worker {
             self.context.statuses().insert(self.identity.uid.clone(), status.clone());
         }
         self.previous_status = status.clone();
-        match pod::publication(inputs, &status) {
+        let publication = pod::publication(inputs, &status, self.write.held_since);
+        self.write.held_since = match publication {
+            Publication::HoldUntil(_) => self.write.held_since.or(Some(inputs.now)),
+            Publication::Nothing | Publication::Now => None,
+        };
+        match publication {
             Publication::Nothing => return wake_at,
             Publication::HoldUntil(at) => return earliest(at),
             Publication::Now if self.write.in_flight.is_some() => return wake_at,
             Publication::Now => {}
+        }
+        if self.write.gone_after == Some(revision_of(&*self.pod)) {
+            return wake_at;
         }
         if let Some((at, _)) = self.write.retry.filter(|(at, _)| inputs.now < *at) {
             return earliest(at);

@@ -605,3 +605,14 @@ async fn a_grace_of_ages_does_not_keep_a_pod_from_ending() {
     };
     assert!(cluster.clock.timeout(Duration::from_secs(5), wait).await.is_some(), "{:#?}", cluster.steps("p"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_status_of_a_pod_that_is_gone_is_written_once() {
+    let cluster = Cluster::start().await;
+    cluster.image("a:1", ImageScript { runs: vec![exits(1, 5)], ..ImageScript::default() });
+    cluster.run("p", one("a:1")).await;
+    cluster.until_step("p", "MODIFIED Running | busybox Running 0").await;
+    cluster.statuses.gone.store(true, std::sync::atomic::Ordering::Relaxed);
+    cluster.clock.sleep(Duration::from_secs(30)).await;
+    assert_eq!(cluster.statuses.refused.load(std::sync::atomic::Ordering::Relaxed), 1);
+}

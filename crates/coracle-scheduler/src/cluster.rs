@@ -6,7 +6,9 @@ use coracle_client::ObjectKey;
 
 use crate::Amounts;
 use crate::amounts::NonZero;
-use crate::info::{HostPort, NodeInfo, PodInfo};
+use coracle_api::placement::HostPort;
+
+use crate::info::{NodeInfo, PodInfo};
 
 /// What is used of a node.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -2,9 +2,8 @@
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{
-    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration,
-};
+use coracle_api::placement::{allows_node, tolerates};
+use k8s_openapi::api::core::v1::Taint;
 
 use crate::NodeState;
 use crate::info::{NodeInfo, PodInfo};
@@ -133,62 +132,8 @@ fn cordon() -> Taint {
     }
 }
 
-/// Whether one of `tolerations` covers `taint`.
-#[must_use]
-pub fn tolerates(tolerations: &[Toleration], taint: &Taint) -> bool {
-    tolerations.iter().any(|toleration| {
-        let text = |text: &Option<String>| text.clone().unwrap_or_default();
-        let (key, effect) = (text(&toleration.key), text(&toleration.effect));
-        (effect.is_empty() || effect == taint.effect)
-            && (key.is_empty() || key == taint.key)
-            && match toleration.operator.as_deref() {
-                None | Some("" | "Equal") => text(&toleration.value) == text(&taint.value),
-                Some("Exists") => true,
-                Some(_) => false,
-            }
-    })
-}
-
 /// Whether the node is one that the Pod's node selector and required node affinity allow.
 #[must_use]
 pub fn affinity_matches(pod: &PodInfo, node: &NodeInfo) -> bool {
-    pod.node_selector.iter().all(|(key, value)| node.labels.get(key) == Some(value))
-        && pod.node_affinity.as_ref().is_none_or(|selector| selector_matches(selector, node))
-}
-
-/// One of the terms must match; a term that says nothing matches nothing.
-fn selector_matches(selector: &NodeSelector, node: &NodeInfo) -> bool {
-    selector.node_selector_terms.iter().any(|term| {
-        let NodeSelectorTerm { match_expressions, match_fields } = term;
-        let labels = match_expressions.as_deref().unwrap_or_default();
-        let fields = match_fields.as_deref().unwrap_or_default();
-        !(labels.is_empty() && fields.is_empty())
-            && labels
-                .iter()
-                .all(|wanted| requirement_matches(wanted, node.labels.get(&wanted.key).map(String::as_str)))
-            && fields.iter().all(|wanted| {
-                requirement_matches(wanted, (wanted.key == "metadata.name").then_some(node.name.as_str()))
-            })
-    })
-}
-
-fn requirement_matches(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = || value.is_some_and(|value| values.iter().any(|listed| listed == value));
-    let compare = |holds: fn(i64, i64) -> bool| {
-        let number = |text: &str| text.parse::<i64>().ok();
-        value
-            .and_then(number)
-            .zip(values.first().and_then(|value| number(value)))
-            .is_some_and(|(value, limit)| holds(value, limit))
-    };
-    match requirement.operator.as_str() {
-        "In" => listed(),
-        "NotIn" => !listed(),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare(|value, limit| value > limit),
-        "Lt" => compare(|value, limit| value < limit),
-        _ => false,
-    }
+    allows_node(&pod.node_selector, pod.node_affinity.as_ref(), &node.name, &node.labels)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use coracle_api::pod::is_sidecar;
+use coracle_api::placement::{HostPort, host_ports};
 use coracle_client::{ObjectKey, key_of, uid_of};
 use k8s_openapi::api::core::v1::{Node, NodeSelector, Pod, Taint, Toleration};
 
@@ -44,28 +44,6 @@ pub struct PodInfo {
     pub tolerations: Vec<Toleration>,
 }
 
-/// A port of a node.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct HostPort {
-    /// The port.
-    pub port: i32,
-    /// As `TCP`.
-    pub protocol: String,
-    /// The address; `0.0.0.0` for all.
-    pub ip: String,
-}
-
-impl HostPort {
-    /// Whether both cannot be had at once.
-    #[must_use]
-    pub fn conflicts(&self, other: &HostPort) -> bool {
-        let wild = |ip: &str| ip == "0.0.0.0";
-        self.port == other.port
-            && self.protocol == other.protocol
-            && (self.ip == other.ip || wild(&self.ip) || wild(&other.ip))
-    }
-}
-
 impl PodInfo {
     /// Of `pod`.
     #[must_use]
@@ -90,7 +68,7 @@ impl PodInfo {
             never_preempts: spec.and_then(|spec| spec.preemption_policy.as_deref()) == Some("Never"),
             requests: Amounts::requested(pod),
             load: NonZero::of(pod),
-            host_ports: host_ports(pod),
+            host_ports: spec.map(host_ports).unwrap_or_default(),
             node_selector: spec.and_then(|spec| spec.node_selector.clone()).unwrap_or_default(),
             node_affinity: spec
                 .and_then(|spec| spec.affinity.as_ref())
@@ -109,26 +87,6 @@ impl PodInfo {
             && !self.gated
             && self.scheduler_name == scheduler_name
     }
-}
-
-fn host_ports(pod: &Pod) -> BTreeSet<HostPort> {
-    let Some(spec) = &pod.spec else { return BTreeSet::new() };
-    let sidecars = spec.init_containers.iter().flatten().filter(|container| is_sidecar(container));
-    spec.containers
-        .iter()
-        .chain(sidecars)
-        .flat_map(|container| container.ports.iter().flatten())
-        .filter_map(|port| {
-            let text = |text: &Option<String>, default: &str| {
-                text.clone().filter(|text| !text.is_empty()).unwrap_or_else(|| default.to_owned())
-            };
-            Some(HostPort {
-                port: port.host_port.filter(|&port| port > 0)?,
-                protocol: text(&port.protocol, "TCP"),
-                ip: text(&port.host_ip, "0.0.0.0"),
-            })
-        })
-        .collect()
 }
 
 /// What matters of a node. Equal infos mean that nothing happened that could help a Pod: heartbeats do not show here.

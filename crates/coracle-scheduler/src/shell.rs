@@ -24,6 +24,8 @@ use crate::{Cluster, Queue, Waiting};
 /// Bindings and status writes in flight; more wait for their turn.
 const IN_FLIGHT: usize = 256;
 const BIND_ATTEMPTS: usize = 5;
+/// How often a report is made anew because the Pod has changed meanwhile.
+const REPORT_ATTEMPTS: usize = 4;
 
 /// What the scheduler reads.
 #[derive(Clone)]
@@ -258,18 +260,42 @@ impl Run {
             "FailedScheduling",
             shortened(message),
         );
-        let Some(patch) = condition_patch(&pod, reason, message, self.clock.now()) else { return };
-        let (client, key) = (self.client.clone(), key.clone());
+        let (client, key, now) = (self.client.clone(), key.clone(), self.clock.now());
+        let (reason, message) = (reason.to_owned(), message.to_owned());
         self.tasks.spawn(async move {
-            let patch = request::PatchBody::Strategic(patch);
-            if let Err(error) = request::patch_status::<Pod>(&client, &key, &patch).await
-                && !error.is_not_found()
-            {
+            show_condition(&client, &key, pod, |pod| condition_patch(pod, &reason, &message, now)).await;
+            Done::Reported
+        });
+    }
+}
+
+/// Writes what `patch` makes of a Pod that has no node. What it says is about the Pod that it was made from: who has
+/// been bound meanwhile is not called unschedulable.
+pub(crate) async fn show_condition(
+    client: &Client,
+    key: &ObjectKey,
+    mut pod: Arc<Pod>,
+    patch: impl Fn(&Pod) -> Option<Value>,
+) {
+    for _ in 0..REPORT_ATTEMPTS {
+        let Some(patch) = patch(&pod).map(request::PatchBody::Strategic) else { return };
+        let error = match request::patch_status::<Pod>(client, key, &patch).await {
+            Ok(_) => return,
+            Err(error) => error,
+        };
+        if !error.is_conflict() {
+            if !error.is_not_found() {
                 // The next attempt to schedule the Pod reports again.
                 tracing::warn!(pod = %key, error = &error as &dyn std::error::Error, "cannot report");
             }
-            Done::Reported
-        });
+            return;
+        }
+        let Ok(fresh) = request::get::<Pod>(client, key).await else { return };
+        let is_bound = fresh.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        if is_bound || fresh.metadata.uid != pod.metadata.uid {
+            return;
+        }
+        pod = Arc::new(fresh);
     }
 }
 
@@ -330,7 +356,7 @@ async fn already_bound(client: &Client, pod: &PodInfo, node: &str) -> Result<(),
 }
 
 /// A strategic merge patch of the PodScheduled condition; `None` if it says all this already.
-fn condition_patch(pod: &Pod, reason: &str, message: &str, now: jiff::Timestamp) -> Option<Value> {
+pub(crate) fn condition_patch(pod: &Pod, reason: &str, message: &str, now: jiff::Timestamp) -> Option<Value> {
     let old = pod
         .status
         .as_ref()
@@ -351,7 +377,8 @@ fn condition_patch(pod: &Pod, reason: &str, message: &str, now: jiff::Timestamp)
     if old == Some(&condition) {
         return None;
     }
-    Some(json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}}))
+    let metadata = json!({"uid": pod.metadata.uid, "resourceVersion": pod.metadata.resource_version});
+    Some(json!({"metadata": metadata, "status": {"conditions": [condition]}}))
 }
 
 /// Events take messages of at most 1024 bytes.

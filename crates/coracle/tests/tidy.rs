@@ -5,7 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,8 +28,28 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// Crates that wire others together.
 const WIRING: &[&str] = &["coracle", "coracle-bench"];
 
-/// No file is longer than this without being a table or a test.
-const MAX_LINES: usize = 900;
+/// No file is longer than this without being a test.
+const MAX_LINES: usize = 500;
+
+/// Files that are longer, and how long they may be. The list gets shorter: a file that fits is taken off it.
+const LONG: &[(&str, usize)] = &[
+    ("coracle-api/src/catalogue.rs", 600),
+    ("coracle-api/src/kinds/pod/validate.rs", 650),
+    ("coracle-api/src/schema.rs", 650),
+    ("coracle-api/src/selector.rs", 700),
+    ("coracle-api/src/status.rs", 600),
+    ("coracle-apiserver/src/pki.rs", 550),
+    ("coracle-apiserver/src/server.rs", 550),
+    ("coracle-cri/src/runtime.rs", 600),
+    ("coracle-cri/src/scripted.rs", 650),
+    ("coracle-kubelet/src/pod/plan.rs", 800),
+    ("coracle-kubelet/src/worker.rs", 600),
+    ("coracle-runtime/src/engine/cgroup.rs", 550),
+    ("coracle-runtime/src/engine/container.rs", 600),
+    ("coracle-runtime/src/engine/spec.rs", 550),
+    ("coracle-store/src/simfs.rs", 600),
+    ("coracle/src/cluster.rs", 700),
+];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -101,14 +121,69 @@ fn every_file_says_what_it_is_about() {
 
 #[test]
 fn files_are_small_enough_to_read_in_one_go() {
-    let long: Vec<_> = sources()
+    let crates = root().join("crates");
+    let mut long: BTreeMap<String, usize> = sources()
         .into_iter()
         .filter(|path| !path.components().any(|part| part.as_os_str() == "tests"))
         .filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().contains("tests")))
-        .map(|path| (std::fs::read_to_string(&path).unwrap().lines().count(), path))
-        .filter(|(lines, _)| *lines > MAX_LINES)
+        .map(|path| {
+            let lines = std::fs::read_to_string(&path).unwrap().lines().count();
+            (path.strip_prefix(&crates).unwrap().display().to_string(), lines)
+        })
+        .filter(|(_, lines)| *lines > MAX_LINES)
         .collect();
+    for (path, most) in LONG {
+        let lines = long.remove(*path);
+        assert!(lines.is_some(), "{path} is short now: take it off the list");
+        assert!(lines <= Some(*most), "{path} grows: it has {lines:?} lines");
+    }
     assert!(long.is_empty(), "look for the second subject in {long:#?}");
+}
+
+/// Whether the source names the crate, as `name::` or `use name;`.
+fn names(text: &str, name: &str) -> bool {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(name).any(|(at, _)| {
+        let (before, after) = (&text[..at], &text[at + name.len()..]);
+        !before.ends_with(is_part)
+            && (after.starts_with("::") || (before.ends_with("use ") && after.starts_with([';', ' '])))
+    })
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let sources: Vec<(PathBuf, String)> = sources()
+        .into_iter()
+        .map(|path| {
+            let text = std::fs::read_to_string(&path).unwrap();
+            (path, text)
+        })
+        .collect();
+    let mut idle = Vec::new();
+    let mut taken = BTreeSet::new();
+    for package in workspace_packages() {
+        let manifest = package["manifest_path"].as_str().unwrap();
+        let home = Path::new(manifest).parent().unwrap().canonicalize().unwrap();
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let name = dependency["rename"].as_str().or(dependency["name"].as_str()).unwrap();
+            taken.insert(name.to_owned());
+            let ident = name.replace('-', "_");
+            // What the shipped code uses has to stand in it; what is for tests may stand anywhere.
+            let home = if dependency["kind"].is_null() { home.join("src") } else { home.clone() };
+            if !sources.iter().any(|(path, text)| path.starts_with(&home) && names(text, &ident)) {
+                idle.push(format!("{}: {name}", package["name"].as_str().unwrap()));
+            }
+        }
+    }
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let (_, entries) = manifest.split_once("[workspace.dependencies]\n").unwrap();
+    let entries = entries.split("\n[").next().unwrap().lines();
+    for name in entries.filter_map(|line| line.split_once(" = ")).map(|(name, _)| name) {
+        if !taken.contains(name) {
+            idle.push(format!("the workspace: {name}"));
+        }
+    }
+    assert!(idle.is_empty(), "nobody uses what stands in the Cargo.toml of\n{}", idle.join("\n"));
 }
 
 #[test]

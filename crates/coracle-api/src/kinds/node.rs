@@ -173,6 +173,10 @@ fn validate(node: &Value) -> Vec<FieldError> {
             errors.push(FieldError::required(&path.child("effect"), ""));
         } else if !effects.contains(&effect) {
             errors.push(FieldError::not_supported(&path.child("effect"), effect, &effects));
+        } else if effect == "NoExecute" {
+            // Nobody evicts Pods yet.
+            let why = "effect \"NoExecute\" is not supported by Coracle yet";
+            errors.push(FieldError::forbidden(&path.child("effect"), why));
         }
         if !seen.insert((key, effect)) {
             let mut error = FieldError::duplicate(&path, taint.clone());
@@ -272,6 +276,11 @@ mod tests {
         assert_eq!(
             strategy.validate_update(&changed, &new)[0].to_string(),
             "spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"
+        );
+        let evicting = json!({"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}});
+        assert_eq!(
+            validate(&evicting).iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["spec.taints[0].effect: Forbidden: effect \"NoExecute\" is not supported by Coracle yet"]
         );
         let bad = json!({"spec": {"taints": [{"key": "a", "effect": "x"}], "podCIDRs": ["x"]}});
         assert_eq!(strategy.validate_create(&bad).len(), 2);

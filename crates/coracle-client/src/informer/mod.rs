@@ -41,8 +41,8 @@ pub struct ListOptions {
 /// - That a subscriber sees every state of an object: changes that follow each other are one wake-up, an object that
 ///   came and went between two wake-ups may not be heard of at all, and one that was deleted and made again under
 ///   the same name looks like a change (compare UIDs).
-/// - That the copy is as new as the store: it is behind by one delivery, and by an outage if there is one. See
-///   [`crate::WrittenRevisions`].
+/// - That the copy is as new as the store: it is behind by one delivery, and by an outage if there is one, also behind
+///   the reader's own writes. What is written because of it names the revision or the identity it was decided on.
 ///
 /// # Errors
 /// A failed list or watch is retried for ever, with back-off from a tenth of a second to thirty; a log line says so.

@@ -1,14 +1,18 @@
 //! When a computed status is written, and as which patch.
 
+use coracle_clock::later;
 use coracle_cri::ContainerState;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::PodStatus;
+use k8s_openapi::api::core::v1::{self as api, PodStatus};
 use serde_json::{Map, Value, json};
 
 use super::inputs::{Lifecycle, OperationKey, PodInputs};
 
 /// The longest that a status is held back because a better one is about to follow.
 const HOLD: SignedDuration = SignedDuration::from_secs(1);
+
+/// Reasons to wait that are no failures.
+const NOT_YET: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
 /// What to do with a computed status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,13 +26,16 @@ pub enum Publication {
 }
 
 /// Decides whether `status` is written now. A Pod on its way up shows one status per step that a user can tell
-/// apart, not one per call to the runtime.
+/// apart, not one per call to the runtime. `held_since` is when the status began to be held back, if it is; what has to
+/// be seen before it is acted on never is.
 #[must_use]
-pub fn publication(i: &PodInputs, status: &PodStatus) -> Publication {
+pub fn publication(i: &PodInputs, status: &PodStatus, held_since: Option<Timestamp>) -> Publication {
     if i.object_gone || !differs(&i.published, status) {
         return Publication::Nothing;
     }
-    if i.published.start_time.is_none() {
+    // While it may be started again, an end or a failure is waited for until it has been seen.
+    let acted_on = i.lifecycle == Lifecycle::Syncing;
+    if i.published.start_time.is_none() || (acted_on && shows_an_outcome(&i.published, status)) {
         return Publication::Now;
     }
     let running = i.containers.iter().any(|c| c.container.state == ContainerState::Running);
@@ -37,11 +44,38 @@ pub fn publication(i: &PodInputs, status: &PodStatus) -> Publication {
         (Lifecycle::Terminating { .. }, OperationKey::StopSandbox(_)) => !running,
         _ => false,
     };
-    let since = i.operations.iter().filter(|(key, _)| passing(key)).map(|(_, op)| op.since).min();
-    match since.map(|since| since + HOLD) {
-        Some(until) if i.now < until => Publication::HoldUntil(until),
-        _ => Publication::Now,
+    let until = later(held_since.unwrap_or(i.now), HOLD);
+    if i.operations.keys().any(passing) && i.now < until {
+        Publication::HoldUntil(until)
+    } else {
+        Publication::Now
     }
+}
+
+/// Whether `status` tells of an end or a failure that `published` does not tell of.
+fn shows_an_outcome(published: &PodStatus, status: &PodStatus) -> bool {
+    fn ended(state: Option<&api::ContainerState>) -> Option<&str> {
+        state?.terminated.as_ref()?.container_id.as_deref()
+    }
+    fn failure(container: &api::ContainerStatus) -> Option<(&str, Option<&str>)> {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref().filter(|reason| !NOT_YET.contains(reason))?;
+        Some((reason, waiting.message.as_deref()))
+    }
+    status.container_statuses.iter().flatten().any(|container| {
+        let before = published.container_statuses.iter().flatten().find(|c| c.name == container.name);
+        let shown = |id: &str| {
+            before.is_some_and(|c| {
+                ended(c.state.as_ref()) == Some(id) || ended(c.last_state.as_ref()) == Some(id)
+            })
+        };
+        let new_end = [&container.state, &container.last_state]
+            .into_iter()
+            .filter_map(|state| ended(state.as_ref()))
+            .any(|id| !shown(id));
+        let failed = failure(container);
+        new_end || (failed.is_some() && failed != before.and_then(failure))
+    })
 }
 
 /// Whether two statuses differ as the API writes them.

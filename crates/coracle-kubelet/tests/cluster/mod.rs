@@ -1,10 +1,12 @@
 //! A cluster in one process for the node agent: the real API server and store, a scripted runtime, virtual time.
 
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coracle_apiserver::auth::UserInfo;
-use coracle_apiserver::{ApiServer, Config};
+use coracle_apiserver::{ApiServer, Body, Config, InProcess};
 use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, Informer, ListOptions, ObjectKey, in_process};
 use coracle_clock::{Clock, Ids, Rng};
@@ -13,12 +15,14 @@ use coracle_kubelet::{Kubelet, KubeletConfig, Machine};
 use coracle_store::embedded::{EmbeddedStore, Execution, Options};
 use coracle_store::simfs::SimFs;
 use futures::{StreamExt as _, TryStreamExt as _};
+use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::api::{WatchEvent, WatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tower::Service;
 
 pub(crate) const NODE: &str = "node-a";
 
@@ -35,7 +39,48 @@ pub(crate) struct Cluster {
     news: Arc<Notify>,
     server: Arc<ApiServer>,
     agent: Option<JoinHandle<()>>,
+    pub(crate) statuses: Statuses,
     directory: tempfile::TempDir,
+}
+
+/// What becomes of the statuses of Pods that the node agent writes.
+#[derive(Clone, Default)]
+pub(crate) struct Statuses {
+    /// The server says that the Pod is gone, and the watch does not know it yet.
+    pub(crate) gone: Arc<AtomicBool>,
+    pub(crate) refused: Arc<AtomicUsize>,
+}
+
+impl Statuses {
+    fn between(
+        &self,
+        server: InProcess,
+    ) -> impl Service<
+        http::Request<kube::client::Body>,
+        Response = http::Response<Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static {
+        let statuses = self.clone();
+        tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (statuses, mut server) = (statuses.clone(), server.clone());
+            async move {
+                let is_status =
+                    request.method() == http::Method::PATCH && request.uri().path().contains("/pods/");
+                if !is_status || !statuses.gone.load(Ordering::Relaxed) {
+                    return server.call(request).await;
+                }
+                statuses.refused.fetch_add(1, Ordering::Relaxed);
+                let status =
+                    json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
+                let body = http_body_util::Full::from(status.to_string());
+                let body = body.map_err(|never| match never {}).boxed_unsync();
+                Ok(http::Response::builder().status(404).body(body).unwrap())
+            }
+        })
+    }
 }
 
 impl Cluster {
@@ -77,6 +122,7 @@ impl Cluster {
             news,
             server,
             agent: None,
+            statuses: Statuses::default(),
             directory: tempfile::tempdir().unwrap(),
         }
     }
@@ -109,7 +155,7 @@ impl Cluster {
             cluster_domain: "cluster.local".to_owned(),
             restart_backoff_max: jiff::SignedDuration::from_secs(300),
         };
-        let client = in_process(self.server.in_process(UserInfo::node(NODE)));
+        let client = in_process(self.statuses.between(self.server.in_process(UserInfo::node(NODE))));
         let runtime = Arc::new(self.runtime.clone());
         let kubelet =
             Kubelet::new(config, client, runtime.clone(), runtime, self.clock.clone(), Rng::seeded(3));

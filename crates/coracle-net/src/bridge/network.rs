@@ -17,7 +17,7 @@ use super::links::{
 };
 use super::netlink::{Netlink, Request};
 use super::range::PodRange;
-use super::rules::{Desired, apply, delete_script, script};
+use super::rules::{Desired, apply, delete_script, is_loaded, script};
 
 /// MTU where there is no default route to ask.
 const DEFAULT_MTU: u32 = 1500;
@@ -138,15 +138,19 @@ impl Shared {
         self.load_rules()
     }
 
-    /// Whether the bridge is there and up. One that somebody removed is made again.
+    /// Whether the bridge is there and up, and the rules are there. What somebody removed is made again.
     fn check(&self) -> Result<(), NetError> {
         let range = self.state().range.ok_or(NetError::NoRange)?;
         let bridge = find_link(&mut Netlink::open()?, &self.config.bridge)?;
         let known = self.state().bridge;
-        if bridge.is_some_and(|link| link.up && known == Some((link.index, link.mtu))) {
-            return Ok(());
+        if !bridge.is_some_and(|link| link.up && known == Some((link.index, link.mtu))) {
+            self.ensure_bridge(&range)?;
         }
-        self.ensure_bridge(&range)
+        if !is_loaded(&self.config.nft_table)? {
+            tracing::warn!(table = self.config.nft_table, "somebody has removed the packet rules");
+            self.load_rules()?;
+        }
+        Ok(())
     }
 
     fn ensure_bridge(&self, range: &PodRange) -> Result<(), NetError> {

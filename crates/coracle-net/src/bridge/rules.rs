@@ -1,7 +1,7 @@
 //! Packet rules: one nftables table of this network's own, written by `nft` in one transaction.
 //!
-//! `nft` costs some milliseconds, so it runs when the range is set and when Pods with host ports come and go,
-//! not for every Pod. The text is a function of what is desired; loading it replaces what was there.
+//! `nft` costs some milliseconds, so it runs when the range is set, when Pods with host ports come and go, and
+//! when the node is looked at, not for every Pod. The text is a function of what is desired; loading it replaces what was there.
 
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -89,14 +89,25 @@ fn protocol(protocol: Protocol) -> &'static str {
     }
 }
 
+fn failed(error: std::io::Error) -> NetError {
+    NetError::Rules(match error.kind() {
+        std::io::ErrorKind::NotFound => "not found: install the package nftables".to_owned(),
+        _ => error.to_string(),
+    })
+}
+
+/// Whether the kernel has the table: reloading a firewall of the host may flush everything.
+pub(crate) fn is_loaded(table: &str) -> Result<bool, NetError> {
+    let output = Command::new("nft").args(["list", "tables", "ip"]).output().map_err(failed)?;
+    if !output.status.success() {
+        return Err(NetError::Rules(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
+    }
+    let wanted = format!("table ip {table}");
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|line| line.trim() == wanted))
+}
+
 /// Hands a script to `nft`: all of it takes effect, or nothing.
 pub(crate) fn apply(script: &str) -> Result<(), NetError> {
-    let failed = |error: std::io::Error| {
-        NetError::Rules(match error.kind() {
-            std::io::ErrorKind::NotFound => "not found: install the package nftables".to_owned(),
-            _ => error.to_string(),
-        })
-    };
     let mut child = Command::new("nft")
         .args(["-f", "-"])
         .stdin(Stdio::piped())

@@ -109,6 +109,21 @@ fn pods_go_out_under_the_address_of_the_host() {
 }
 
 #[test]
+fn rules_that_somebody_flushed_come_back() {
+    on_a_host(|| async {
+        let dir = tempfile::tempdir().unwrap();
+        let network = open(&dir).await;
+        let host = Namespace::current();
+        let table = config(&dir).nft_table;
+        let rules = host.command(&format!("nft list table ip {table}"));
+        assert!(rules.contains("masquerade"), "{rules}");
+        host.command("nft flush ruleset");
+        assert_eq!(network.ready().await, Ok(()));
+        assert_eq!(host.command(&format!("nft list table ip {table}")), rules);
+    });
+}
+
+#[test]
 fn host_ports_lead_into_pods_and_go_with_them() {
     on_a_host(|| async {
         let dir = tempfile::tempdir().unwrap();

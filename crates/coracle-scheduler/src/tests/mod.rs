@@ -2,6 +2,7 @@
 
 mod bookkeeping;
 mod decisions;
+mod reporting;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};

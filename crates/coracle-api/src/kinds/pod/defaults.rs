@@ -8,6 +8,8 @@ use crate::tree::{self, object_in, set_default};
 
 /// How long a Pod stays on a node that is not ready or not reachable.
 const EVICTION_DELAY_SECONDS: i64 = 300;
+/// Taints of a node that does not work.
+const BAD_NODE: [&str; 2] = ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 
 /// Fills in the documented defaults of the object.
 pub(super) fn apply(pod: &mut Value) {
@@ -137,21 +139,30 @@ pub(super) fn admit(pod: &mut Value) {
     set_default(spec, "preemptionPolicy", "PreemptLowerPriority");
     let tolerations = spec.entry("tolerations").or_insert_with(|| json!([]));
     let Some(tolerations) = tolerations.as_array_mut() else { return };
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
+    for key in BAD_NODE {
         let tolerated = tolerations.iter().any(|toleration| {
             let effect = tree::str_at(toleration, &["effect"]);
             let tolerated_key = tree::str_at(toleration, &["key"]);
             (tolerated_key == key || tolerated_key.is_empty()) && (effect == "NoExecute" || effect.is_empty())
         });
         if !tolerated {
-            tolerations.push(json!({
-                "key": key,
-                "operator": "Exists",
-                "effect": "NoExecute",
-                "tolerationSeconds": EVICTION_DELAY_SECONDS,
-            }));
+            tolerations.push(stays_a_while(key));
         }
     }
+}
+
+fn stays_a_while(key: &str) -> Value {
+    json!({
+        "key": key,
+        "operator": "Exists",
+        "effect": "NoExecute",
+        "tolerationSeconds": EVICTION_DELAY_SECONDS,
+    })
+}
+
+/// Whether a toleration is one of those that [`admit`] adds to every Pod.
+pub(super) fn is_added(toleration: &Value) -> bool {
+    BAD_NODE.iter().any(|key| *toleration == stays_a_while(key))
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ const CONTAINER: &[(&str, Honoured)] = &[
             ("name", Any),
             ("containerPort", Any),
             ("hostPort", Any),
-            ("hostIP", Words(&["0.0.0.0", "::"])),
+            ("hostIP", Words(&["0.0.0.0"])),
             ("protocol", Any),
         ]),
     ),
@@ -266,6 +266,7 @@ mod tests {
                 "securityContext.appArmorProfile",
                 "appArmorProfile",
             ),
+            (json!({"ports": [{"hostIP": "::"}]}), "ports[0].hostIP", "hostIP \"::\""),
             (json!({"ports": [{"hostIP": "10.0.0.1"}]}), "ports[0].hostIP", "hostIP \"10.0.0.1\""),
         ] {
             assert_eq!(

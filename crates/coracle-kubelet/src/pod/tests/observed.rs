@@ -108,9 +108,32 @@ fn a_start_in_flight_shows_what_was_shown_before() {
     i.operations.insert(OperationKey::StartContainer("c".into()), Operation { since: at(0), deadline: None });
     i.containers = vec![container(&i, "c", 0, ContainerState::Created)];
     assert_eq!(brief(&status(&i)), "Pending: waiting ContainerCreating, last -, 0");
-    assert_eq!(publication(&i, &status(&i)), Publication::HoldUntil(at(1)), "only the address is new");
+    assert_eq!(publication(&i, &status(&i), None), Publication::HoldUntil(at(1)), "only the address is new");
     i.now = at(1);
-    assert_eq!(publication(&i, &status(&i)), Publication::Now);
+    assert_eq!(publication(&i, &status(&i), Some(at(0))), Publication::Now);
+}
+
+#[test]
+fn starts_one_after_the_other_hold_a_status_once_and_never_an_end() {
+    let containers: Vec<_> = ["a", "b", "c"].map(|name| json!({"name": name, "image": "x:1"})).into();
+    let mut i = inputs(pod(json!({"restartPolicy": "Always", "containers": containers})));
+    i.sandboxes = vec![sandbox(0, PodSandboxState::Ready)];
+    i.previous_status.start_time = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at(0)));
+    publish(&mut i);
+    // `a` runs since the start of `b` began; then `c` begins.
+    i.containers = vec![container(&i, "a", 0, ContainerState::Running)];
+    let start = |name: &str, since| {
+        [(OperationKey::StartContainer(name.into()), Operation { since, deadline: None })].into()
+    };
+    i.operations = start("b", at(1));
+    i.now = at(1);
+    assert_eq!(publication(&i, &status(&i), None), Publication::HoldUntil(at(2)));
+    i.operations = start("c", at(2));
+    i.now = at(2);
+    assert_eq!(publication(&i, &status(&i), Some(at(1))), Publication::Now, "it was held long enough");
+
+    i.containers = vec![exited(&i, "a", 0, 1, at(2))];
+    assert_eq!(publication(&i, &status(&i), None), Publication::Now, "an end waits to be seen");
 }
 
 #[test]

@@ -60,6 +60,7 @@ struct World {
     exits: BTreeMap<String, (Timestamp, i32)>,
     /// A status on its way to the API server.
     writing: Option<(Timestamp, PodStatus)>,
+    held_since: Option<Timestamp>,
     image_present: bool,
     next: u32,
     phase_ended: Option<Phase>,
@@ -82,6 +83,7 @@ impl World {
             starts: BTreeMap::new(),
             exits: BTreeMap::new(),
             writing: None,
+            held_since: None,
             next: 0,
             phase_ended: None,
             counts: BTreeMap::new(),
@@ -212,7 +214,12 @@ impl World {
         let computed = status(&self.i);
         self.check_status(&computed);
         self.i.previous_status = computed.clone();
-        if self.writing.is_none() && publication(&self.i, &computed) == Publication::Now {
+        let publication = publication(&self.i, &computed, self.held_since);
+        self.held_since = match publication {
+            Publication::HoldUntil(_) => self.held_since.or(Some(self.i.now)),
+            Publication::Nothing | Publication::Now => None,
+        };
+        if self.writing.is_none() && publication == Publication::Now {
             let when = self.soon();
             self.writing = Some((when, computed));
         }
