@@ -2,5 +2,6 @@
 
 pub mod bridge;
 pub mod overlay;
+pub mod probe;
 #[cfg(test)]
 mod testing;

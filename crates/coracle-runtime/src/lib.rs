@@ -3,4 +3,6 @@
 mod engine;
 pub mod image;
 
-pub use engine::{EmbeddedRuntime, LogLimit, RootfsSource, RuntimeConfig, purge};
+pub use engine::{
+    CgroupVersion, EmbeddedRuntime, LogLimit, MachineCgroups, RootfsSource, RuntimeConfig, purge,
+};

@@ -55,6 +55,13 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Token,
     },
+    /// Say what this machine has and lacks for a cluster, and which package or setting to change.
+    ///
+    /// Exit code 1 means that something is missing that a cluster needs. Every start looks as well.
+    Check {
+        #[command(flatten)]
+        output: Output,
+    },
     /// Stop the cluster and its containers.
     Down {
         /// Also remove everything that the cluster left on this machine: data, images, network, cgroups.

@@ -1,5 +1,6 @@
 //! The `coracle` binary: flags, wiring and user-facing commands. It holds no logic of the cluster.
 
+mod check;
 mod cli;
 mod cluster;
 mod commands;

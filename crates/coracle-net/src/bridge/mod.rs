@@ -10,7 +10,7 @@ pub(crate) mod links;
 pub(crate) mod netlink;
 mod network;
 pub(crate) mod range;
-mod rules;
+pub(crate) mod rules;
 #[cfg(test)]
 mod tests;
 

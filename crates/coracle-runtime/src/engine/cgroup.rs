@@ -5,7 +5,7 @@
 //! layout the controllers are those of v1; processes are put in the unified hierarchy too, for `cgroup.kill`
 //! and so that no service manager takes a keeper for a part of the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -73,6 +73,56 @@ impl Layout {
                 roots
             }
         }
+    }
+}
+
+/// How a machine has its control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupVersion {
+    /// A hierarchy for each controller.
+    V1,
+    /// The same, and a unified one without controllers.
+    Hybrid,
+    /// One hierarchy with all controllers.
+    V2,
+}
+
+/// What control groups a machine has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineCgroups {
+    /// Their layout.
+    pub version: CgroupVersion,
+    /// The controllers that can be used, by name.
+    pub controllers: BTreeSet<String>,
+    /// Hierarchies in which nothing can be made.
+    pub read_only: Vec<PathBuf>,
+}
+
+impl MachineCgroups {
+    /// Those of this machine; `None` if none are mounted.
+    ///
+    /// # Errors
+    /// If `/proc` cannot be read.
+    pub fn inspect() -> io::Result<Option<Self>> {
+        let Some(layout) = Layout::from_mountinfo(&fs::read_to_string("/proc/self/mountinfo")?) else {
+            return Ok(None);
+        };
+        let unified = |root: &Path| root.join("cgroup.controllers").exists();
+        let (version, controllers) = match &layout {
+            Layout::V2(root) => {
+                let names = fs::read_to_string(root.join("cgroup.controllers"))?;
+                (CgroupVersion::V2, names.split_whitespace().map(str::to_owned).collect())
+            }
+            Layout::V1 { controllers, others } => {
+                let hybrid = others.iter().any(|root| unified(root));
+                let version = if hybrid { CgroupVersion::Hybrid } else { CgroupVersion::V1 };
+                (version, controllers.keys().cloned().collect())
+            }
+        };
+        let writable = |root: &Path| rustix::fs::access(root, rustix::fs::Access::WRITE_OK).is_ok();
+        let read_only =
+            layout.roots().into_iter().filter(|root| !writable(root)).map(Path::to_owned).collect();
+        Ok(Some(MachineCgroups { version, controllers, read_only }))
     }
 }
 

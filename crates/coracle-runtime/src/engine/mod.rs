@@ -48,6 +48,7 @@ use cgroup::Cgroups;
 use keeper::KeeperBinary;
 use state::{ContainerRecord, Layout, SandboxPhase, SandboxRecord};
 
+pub use cgroup::{CgroupVersion, MachineCgroups};
 pub use purge::purge;
 
 /// Where one cluster's runtime keeps its things. No two clusters share any of these.

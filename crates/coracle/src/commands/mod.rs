@@ -1,5 +1,6 @@
 //! The user-facing commands, one module each.
 
+mod check;
 mod down;
 mod image;
 mod kubeconfig;
@@ -22,6 +23,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Server(options) => up::serve(&cluster, &options),
         Command::Node(options) => node::run(&cluster, &options, &cli.target),
         Command::Token { command } => token::run(&cluster, command),
+        Command::Check { output } => check::run(&cluster, output.output),
         Command::Down { purge } => down::run(&cluster, purge),
         Command::Status { output } => status::run(&cluster, output.output),
         Command::Kubeconfig { path } => kubeconfig::run(&cluster, path),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::check;
 use super::launch::Launch;
 use super::up::{check_root, machine_arguments};
 use crate::cli::{Node, Target};
@@ -17,6 +18,7 @@ pub(crate) fn run(cluster: &Cluster, options: &Node, target: &Target) -> anyhow:
     if !options.detach {
         return crate::daemon::run_node(cluster, &options.machine, &invitation);
     }
+    check::before_launch(cluster)?;
     let mut arguments = vec!["node".into()];
     if let Some(server) = &invitation.server {
         arguments.extend(["--server".into(), server.into()]);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
+use super::check;
 use super::launch::Launch;
 use crate::cli::{MachineOptions, Server, Target, Up};
 use crate::cluster::{Cluster, Wishes};
@@ -14,7 +15,8 @@ use crate::output;
 pub(crate) fn run(cluster: &Cluster, options: &Up, target: &Target) -> anyhow::Result<ExitCode> {
     check_root("up")?;
     crate::daemon::check_own(cluster)?;
-    // What the command line asks for is judged before anything is started or left behind.
+    // The machine, and what the command line asks of it, are judged before anything is started or left behind.
+    check::before_launch(cluster)?;
     cluster.settings_or_choose(&Wishes::of(&options.server)?)?;
     let limit = Duration::from_secs(options.timeout);
     let launch = Launch { arguments: arguments(&options.server), environment: Vec::new(), limit };

@@ -17,6 +17,7 @@ use coracle_clock::{Clock, Rng};
 use coracle_runtime::image::{ImageStore, ImageStoreConfig};
 use tracing_subscriber::EnvFilter;
 
+use crate::check::{Finding, require};
 use crate::cli;
 use crate::cluster::{Cluster, Settings, Wishes};
 use crate::lock::{Lock, Purpose};
@@ -34,9 +35,10 @@ const WORKERS: usize = 2;
 /// Runs the cluster in this process until a signal ends it.
 pub(crate) fn run_server(cluster: &Cluster, options: &cli::Server) -> anyhow::Result<ExitCode> {
     check_own(cluster)?;
+    let degraded = require(cluster)?;
     let settings = cluster.settings_or_choose(&Wishes::of(options)?)?;
     let host = Host::this(&settings, options.machine.address);
-    in_the_foreground(cluster, &settings, async |lock| {
+    in_the_foreground(cluster, &settings, &degraded, async |lock| {
         assemble::run(cluster, &settings, &host, &options.tls_san, lock, Clock::system(), Rng::from_os())
             .await
     })
@@ -75,10 +77,11 @@ pub(crate) fn run_node(
              server prints them"
         );
     }
+    let degraded = require(cluster)?;
     let wishes = Wishes { node_name: machine.node_name.clone(), ..Wishes::default() };
     let settings = cluster.settings_or_choose(&wishes)?;
     let host = Host::this(&settings, machine.address);
-    let outcome = in_the_foreground(cluster, &settings, async |lock| {
+    let outcome = in_the_foreground(cluster, &settings, &degraded, async |lock| {
         joined::run(cluster, settings.clone(), &host, invitation, lock, Clock::system(), Rng::from_os()).await
     });
     if outcome.is_err() && known.is_none() {
@@ -91,6 +94,7 @@ pub(crate) fn run_node(
 fn in_the_foreground(
     cluster: &Cluster,
     settings: &Settings,
+    degraded: &[Finding],
     work: impl AsyncFnOnce(&mut Lock) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_env("CORACLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -100,6 +104,9 @@ fn in_the_foreground(
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     let mut lock = cluster.lock(Purpose::Starting)?;
     cluster.remember_settings(settings)?;
+    for finding in degraded {
+        tracing::warn!("{finding}");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .thread_name("coracle")
