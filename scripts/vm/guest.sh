@@ -132,6 +132,12 @@ step_pods() {
     pass done-succeeded until_field done .status.phase Succeeded
 }
 
+# How the container of a Pod ended before.
+ended() {
+    field "$1" '.status.containerStatuses[0].lastState.terminated.exitCode'
+    echo " $(field "$1" '.status.containerStatuses[0].lastState.terminated.reason')"
+}
+
 # restarted COUNT: the machine went away COUNT times, and the Pods did what their rules say.
 restarted() {
     up
@@ -139,26 +145,29 @@ restarted() {
         pass "$pod-restarted" until_field "$pod" .status.containerStatuses[0].restartCount "$1"
         pass "$pod-ready" kubectl wait --for=condition=Ready "pod/$pod" --timeout=180s
         same "$pod-count" "$1" "$(field "$pod" '.status.containerStatuses[0].restartCount')"
-        say "note $pod ended with $(field "$pod" '.status.containerStatuses[0].lastState.terminated.exitCode') \
-$(field "$pod" '.status.containerStatuses[0].lastState.terminated.reason')"
         same "$pod-exec" here "$(kubectl exec "$pod" -- echo here)"
     done
     pass never-failed until_field never .status.phase Failed
     same never-count 0 "$(field never '.status.containerStatuses[0].restartCount')"
-    say "note never ended with $(field never '.status.containerStatuses[0].state.terminated.exitCode') \
-$(field never '.status.containerStatuses[0].state.terminated.reason')"
     same done-stays Succeeded "$(field done .status.phase)"
     # As many sandboxes as Pods that run: nothing of the boot before is left.
-    same keepers 2 "$(inventory | grep -c keeper)"
-    same links 2 "$(grep -l . /sys/class/net/*/brport/state 2>/dev/null | wc -l)"
+    same keepers 2 "$(wc -l </sys/fs/cgroup/coracle-coracle/keepers/cgroup.procs)"
+    same groups 2 "$(find /sys/fs/cgroup -type d -name 'pod*' | wc -l)"
+    same links 2 "$(ls -d /sys/class/net/*/brport | wc -l)"
 }
 
-step_after_clean() { restarted 1; }
+# Where everybody is killed, a keeper may see the end of its container or not.
+step_after_clean() {
+    restarted 1
+    say "note after a clean reboot: always $(ended always), onfailure $(ended onfailure)"
+}
 
 step_after_cut() {
     # What a machine has that never ran a cluster, as far as this one is like that.
     inventory | grep -v coracle >/tmp/before
     restarted 2
+    same always-end "255 Unknown" "$(ended always)"
+    same onfailure-end "255 Unknown" "$(ended onfailure)"
     pass delete kubectl delete pod --all --timeout=180s
     purge
 }

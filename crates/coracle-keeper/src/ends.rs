@@ -33,6 +33,7 @@ impl Server {
                 oom_killed: false,
                 finished_at: now(),
                 start_error: Some(message.clone()),
+                unseen: false,
             };
             // Also to those who did not ask for the start: who did may have gone.
             self.ended(container, record);
@@ -68,7 +69,8 @@ impl Server {
                 }
                 container.drain();
                 let oom_killed = container.start.oom_file.as_deref().is_some_and(oom_kills);
-                let record = ExitRecord { exit_code, oom_killed, finished_at: now(), start_error: None };
+                let record =
+                    ExitRecord { exit_code, oom_killed, finished_at: now(), ..ExitRecord::default() };
                 self.ended(container, record);
             }
         }

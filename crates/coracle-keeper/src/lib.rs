@@ -237,6 +237,9 @@ pub struct ExitRecord {
     /// Set if it could not be started: why.
     #[serde(default)]
     pub start_error: Option<String>,
+    /// Nobody saw the end, as when the machine lost its power; code and time are made up.
+    #[serde(default)]
+    pub unseen: bool,
 }
 
 /// Writes `bytes` to `dir/name` so that after a crash the new file is there, whole.

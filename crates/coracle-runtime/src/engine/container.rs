@@ -319,6 +319,7 @@ impl Inner {
             oom_killed: false,
             finished_at: state::nanos(self.clock.now()),
             start_error: Some(message.to_owned()),
+            unseen: false,
         };
         self.write_down(&record.id, &exit);
         exit

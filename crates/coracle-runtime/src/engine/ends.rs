@@ -181,6 +181,7 @@ impl Inner {
             oom_killed: false,
             finished_at: state::nanos(self.clock.now()),
             start_error: None,
+            unseen: true,
         }
     }
 

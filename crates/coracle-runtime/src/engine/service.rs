@@ -216,6 +216,8 @@ impl Container {
             Some(exit) if exit.start_error.is_some() => "StartError",
             Some(exit) if exit.exit_code == 0 => "Completed",
             Some(exit) if exit.oom_killed => "OOMKilled",
+            // containerd's word, which upstream's users know from a machine that went down.
+            Some(exit) if exit.unseen => "Unknown",
             Some(_) => "Error",
         };
         ContainerStatus {

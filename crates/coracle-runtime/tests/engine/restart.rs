@@ -82,7 +82,7 @@ async fn a_dead_keeper_ends_its_pod() {
     )
     .unwrap();
     let status = wait_for_exit(&runtime, &id).await;
-    assert_eq!(status.exit_code, Some(255));
+    assert_eq!((status.exit_code, status.reason.as_str()), (Some(255), "Unknown"));
     let sandboxes = runtime.list_pod_sandboxes(&Default::default()).await.unwrap();
     let seen = async {
         while runtime.pod_sandbox_status(&sandboxes[0].id).await.unwrap().sandbox.state
