@@ -32,10 +32,21 @@ same() {
     say "pass $1"
 }
 
-field() { kubectl get pod "$1" -o "jsonpath={$2}"; }
+field() { patiently kubectl get pod "$1" -o "jsonpath={$2}"; }
 
 # until_field POD PATH VALUE
-until_field() { kubectl wait "pod/$1" --for="jsonpath={$2}=$3" --timeout=180s; }
+until_field() { patiently kubectl wait "pod/$1" --for="jsonpath={$2}=$3" --timeout=180s; }
+
+until_ready() { patiently kubectl wait "pod/$1" --for=condition=Ready --timeout=180s; }
+
+# An emulated processor that has too little of a real one makes even a TLS handshake time out; kubectl then gives up.
+patiently() {
+    for attempt in 1 2 3 4 5; do
+        "$@" && return
+        sleep 2
+    done
+    return 1
+}
 
 # group POD: the control group of its container "main", below the cluster's.
 group() {
@@ -61,6 +72,8 @@ machine() {
     ip addr add 192.0.2.10/24 dev uplink
     ip link set uplink up
     ip route add default via 192.0.2.1
+    # busybox's modprobe does not wait for a module that another one is loading, so two first mounts at once fail.
+    modprobe overlay
     # The console shows what the kernel says about disasters only.
     dmesg -n 1
 }
@@ -94,7 +107,7 @@ step_cgroup() {
     up
     pass image coracle image import /opt/busybox.tar
     pass create kubectl create -f /opt/pods/limits.yaml
-    pass running kubectl wait --for=condition=Ready pod/limits --timeout=180s
+    pass running until_ready limits
     container=$(group limits)
     same memory.max 67108864 "$(cat "$container/memory.max")"
     same memory.swap.max 0 "$(cat "$container/memory.swap.max" 2>/dev/null || echo 0)"
@@ -127,7 +140,7 @@ step_pods() {
     pass image coracle image import /opt/busybox.tar
     pass create kubectl create -f /opt/pods/restart.yaml
     for pod in always onfailure never; do
-        pass "$pod-running" kubectl wait --for=condition=Ready "pod/$pod" --timeout=180s
+        pass "$pod-running" until_ready "$pod"
     done
     pass done-succeeded until_field done .status.phase Succeeded
 }
@@ -143,7 +156,7 @@ restarted() {
     up
     for pod in always onfailure; do
         pass "$pod-restarted" until_field "$pod" .status.containerStatuses[0].restartCount "$1"
-        pass "$pod-ready" kubectl wait --for=condition=Ready "pod/$pod" --timeout=180s
+        pass "$pod-ready" until_ready "$pod"
         same "$pod-count" "$1" "$(field "$pod" '.status.containerStatuses[0].restartCount')"
         same "$pod-exec" here "$(kubectl exec "$pod" -- echo here)"
     done
