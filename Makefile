@@ -4,10 +4,11 @@
 #   make down    stop the cluster; `make purge` also removes every trace
 #   make test    everything that CI runs
 #   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts (minutes)
+#   make soak    100,000 power cuts at random moments of random histories; minutes
 #   make bench   the benchmarks, as a table
 #   make lint    formatting, lints and dependency rules
 #   make check   a quick type check
-.PHONY: up down purge test bench lint check build prerequisites e2e vm-test
+.PHONY: up down purge test soak bench lint check build prerequisites e2e vm-test
 CARGO ?= cargo
 export PATH := $(CURDIR)/.cache/deny/bin:$(PATH)
 
@@ -48,6 +49,9 @@ vm-test:
 	@scripts/prerequisites.sh vm
 	@$(CARGO) build --quiet --release --bin coracle
 	@python3 scripts/vm/run.py $(VM_TEST)
+
+soak:
+	$(CARGO) test --release --package coracle-store --test crash soak -- --ignored --nocapture
 
 bench: prerequisites
 	@$(CARGO) build --quiet --release --bin coracle --bin coracle-bench

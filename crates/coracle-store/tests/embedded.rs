@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use coracle_clock::{Clock, Rng};
 use coracle_store::embedded::{EmbeddedStore, Execution, OpenError, Options, Recovery, Retention};
+use coracle_store::files::Directory;
 use coracle_store::simfs::{PowerCut, SimFs};
 use coracle_store::{
     ListRequest, Op, Revision, Store, StoreError, StoreResult, Txn, TxnOutcome, store_suite,
@@ -173,6 +174,49 @@ async fn one_key_with_many_revisions_costs_nothing() {
 }
 
 #[tokio::test]
+async fn writers_do_not_wait_for_compaction_nor_for_snapshots() {
+    let disk = SimFs::new(Rng::seeded(1));
+    let options = Options { segment_bytes: 64 << 10, garbage_bytes: 1 << 20, ..small() };
+    let (store, _) = open(&disk, options).unwrap();
+    let mut last = Revision(0);
+    for i in 0..5000 {
+        last = put(&store, &format!("/{i:05}"), vec![b'x'; 20]).await.unwrap();
+    }
+    for i in 0..15_000 {
+        last = put(&store, &format!("/{:05}", i % 100), vec![b'y'; 20]).await.unwrap();
+    }
+    let ended = std::cell::Cell::new(None);
+    let compaction = async {
+        store.compact(last).await.unwrap();
+        ended.set(Some(store.revision().await.unwrap()));
+    };
+    let writing = async {
+        for i in 0..3 {
+            put(&store, "/beside", i.to_string()).await.unwrap();
+            assert_eq!(ended.get(), None, "write {i} came after the whole of the compaction");
+        }
+    };
+    tokio::join!(compaction, writing);
+    assert!(ended.get().unwrap() >= Revision(last.0 + 3));
+
+    // The snapshot that follows is taken beside the writer.
+    let under_way = || Directory::list(&disk).unwrap().iter().any(|name| name.ends_with(".tmp"));
+    let mut beside = 0;
+    let mut rounds = 0;
+    while beside < 3 {
+        let before = under_way();
+        put(&store, "/beside", vec![b'z'; 500]).await.unwrap();
+        beside += u32::from(before && under_way());
+        rounds += 1;
+        assert!(rounds < 10_000, "{beside} writes beside a snapshot");
+        let at = store.revision().await.unwrap();
+        if rounds % 100 == 0 {
+            store.compact(at).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_slow_watch_ends_and_blocks_nobody() {
     let disk = SimFs::new(Rng::seeded(1));
     let (store, _) = open(&disk, Options { watch_buffer: 10, ..small() }).unwrap();
@@ -244,8 +288,14 @@ async fn a_full_disk_fails_the_write_and_nothing_else() {
         let disk = SimFs::new(Rng::seeded(1));
         disk.set_can_reserve(can_reserve);
         let (store, _) = open(&disk, small()).unwrap();
-        put(&store, "/a", "1").await.unwrap();
-        let mut written = 1;
+        // What a write takes of the disk, in steps.
+        let mut before = Vec::new();
+        for i in 0..20 {
+            let steps = disk.steps();
+            put(&store, "/a", vec![b'a' + i; 300]).await.unwrap();
+            before.push(disk.steps() - steps);
+        }
+        let mut written = 20;
         disk.set_capacity(Some(disk.used() + 1000));
         let error = loop {
             match put(&store, &format!("/{written}"), vec![b'x'; 300]).await {
@@ -260,10 +310,17 @@ async fn a_full_disk_fails_the_write_and_nothing_else() {
         assert_eq!(store.revision().await.unwrap(), Revision(written), "reading goes on");
         assert_eq!(store.get(&bytes("/no")).await.unwrap().0, None);
         disk.set_capacity(None);
+        let mut after = Vec::new();
         for _ in 0..20 {
             written += 1;
+            let steps = disk.steps();
             assert_eq!(put(&store, "/yes", vec![b'y'; 300]).await.unwrap(), Revision(written));
+            after.push(disk.steps() - steps);
         }
+        // The first write may make a segment anew; from then on it goes as before.
+        let (typical, slowest) = (before.iter().min().unwrap(), before.iter().max().unwrap());
+        assert!(after.iter().skip(1).all(|steps| steps <= slowest), "{before:?}, then {after:?}");
+        assert!(after.iter().filter(|steps| *steps == typical).count() >= 10, "{before:?}, then {after:?}");
         let expected = all(&store).await;
         drop(store);
         disk.restart(PowerCut::DropUnflushed);
@@ -310,7 +367,7 @@ async fn a_newer_format_is_refused() {
     header[8] = 2;
     let crc = crc32c::crc32c(&header[..20]);
     header[20..24].copy_from_slice(&crc.to_le_bytes());
-    let file = coracle_store::files::Directory::open(&disk, name).unwrap();
+    let file = Directory::open(&disk, name).unwrap();
     file.write_at(0, &header).unwrap();
     let error = open(&disk, small()).unwrap_err();
     assert_eq!(
@@ -328,10 +385,10 @@ async fn a_lost_segment_is_noticed() {
         put(&store, &format!("/{i}"), vec![b'x'; 200]).await.unwrap();
     }
     drop(store);
-    let names: Vec<String> = coracle_store::files::Directory::list(&disk).unwrap();
+    let names: Vec<String> = Directory::list(&disk).unwrap();
     for lost in &names[..names.len() - 1] {
         let copy = disk.copy(Rng::seeded(2));
-        coracle_store::files::Directory::remove(&copy, lost).unwrap();
+        Directory::remove(&copy, lost).unwrap();
         let error = open(&copy, small()).unwrap_err();
         assert!(matches!(error, OpenError::Damaged { .. }), "without {lost}: {error}");
     }
