@@ -11,6 +11,7 @@
 //! - A failed flush stops the embedded engine; it is never retried.
 //! - A write of which it is unknown whether it happened is reported as such and never sent again.
 
+pub mod backup;
 mod contract;
 pub mod embedded;
 pub mod etcd;

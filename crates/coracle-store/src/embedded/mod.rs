@@ -16,6 +16,7 @@
 mod format;
 mod index;
 mod recovery;
+mod restore;
 mod snapshot;
 mod writer;
 
@@ -40,6 +41,7 @@ use crate::hub::Hub;
 pub use crate::retention::Retention;
 use index::Index;
 pub use recovery::{Cut, OpenError, Recovery};
+pub use restore::NewStore;
 use writer::{Request, Writer};
 
 /// Transactions that wait for the writer; more wait for their place.
