@@ -103,6 +103,7 @@ fn in_the_foreground(
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     let mut lock = cluster.lock(Purpose::Starting)?;
+    raise_descriptor_limit();
     cluster.remember_settings(settings)?;
     for finding in degraded {
         tracing::warn!("{finding}");
@@ -116,6 +117,16 @@ fn in_the_foreground(
     runtime.block_on(work(&mut lock))?;
     drop(lock);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sockets and files are many: as many as the system lets this process have. What keepers and containers inherit is
+/// the same, as from other runtimes.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// The node's images.
