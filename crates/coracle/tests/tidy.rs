@@ -44,7 +44,6 @@ const LONG: &[(&str, usize)] = &[
     ("coracle-cri/src/scripted.rs", 650),
     ("coracle-kubelet/src/pod/plan.rs", 800),
     ("coracle-kubelet/src/worker.rs", 600),
-    ("coracle-runtime/src/engine/cgroup.rs", 550),
     ("coracle-runtime/src/engine/container.rs", 600),
     ("coracle-runtime/src/engine/spec.rs", 550),
     ("coracle-store/src/simfs.rs", 600),
