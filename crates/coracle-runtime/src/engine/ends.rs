@@ -232,8 +232,7 @@ impl Inner {
 
     /// Kills what is left in a sandbox without a keeper, and writes down the ends that nobody saw.
     pub(super) fn kill_and_record(&self, sandbox: &Sandbox) -> Result<(), CriError> {
-        let cgroup = self.cgroups.path(&sandbox.record.cgroup).map_err(internal)?;
-        self.cgroups.kill(&cgroup).map_err(internal)?;
+        self.kill_group(&sandbox.record.id, &sandbox.record.cgroup)?;
         for container in self.containers_of(&sandbox.record.id) {
             let phase = container.phase();
             if matches!(phase, Phase::Exited { .. } | Phase::Removed) {

@@ -310,9 +310,10 @@ impl Inner {
         let (inner, id, cgroup) = (Arc::clone(self), record.id.clone(), record.cgroup.clone());
         blocking(move || {
             let dir = inner.layout.sandbox(&id);
-            let cgroup = inner.cgroups.path(&cgroup).map_err(internal)?;
-            inner.cgroups.kill(&cgroup).map_err(internal)?;
-            inner.cgroups.remove(&cgroup).map_err(internal)?;
+            inner.kill_group(&id, &cgroup)?;
+            if !inner.shares_group(&id, &cgroup) {
+                inner.cgroups.remove(&inner.cgroups.path(&cgroup).map_err(internal)?).map_err(internal)?;
+            }
             inner.remove_run_dir(&id)?;
             // First the record: from here on it is a leftover, whatever happens.
             match std::fs::remove_file(dir.join(SANDBOX_FILE)) {
@@ -322,6 +323,23 @@ impl Inner {
             state::remove_tree(&dir).map_err(failed("remove", &dir))
         })
         .await
+    }
+
+    /// Kills what a sandbox has in its control group. That is the Pod's, so another sandbox of the Pod may have
+    /// processes there: then only the containers of this one end.
+    pub(super) fn kill_group(&self, id: &str, group: &Path) -> CriResult<()> {
+        if !self.shares_group(id, group) {
+            return self.cgroups.kill(&self.cgroups.path(group).map_err(internal)?).map_err(internal);
+        }
+        for container in self.containers_of(id) {
+            let own = self.cgroups.path(&container.record.cgroup).map_err(internal)?;
+            self.cgroups.kill(&own).map_err(internal)?;
+        }
+        Ok(())
+    }
+
+    fn shares_group(&self, id: &str, group: &Path) -> bool {
+        lock(&self.index).sandboxes.values().any(|s| s.record.id != id && s.record.cgroup == group)
     }
 }
 

@@ -94,3 +94,24 @@ async fn a_dead_keeper_ends_its_pod() {
     host.clock.timeout(Duration::from_secs(30), seen).await.expect("the sandbox is not ready any more");
     runtime.remove_pod_sandbox(&sandboxes[0].id).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_pods_old_sandbox_goes_without_the_new_one() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    // Both have the control group of their Pod.
+    let mut config = host.pod("again");
+    let old = runtime.run_pod_sandbox(&config).await.unwrap();
+    runtime.create_container(&old, &shell("exec sleep 1000"), &config).await.unwrap();
+    runtime.stop_pod_sandbox(&old).await.unwrap();
+    config.metadata.attempt = 1;
+    let new = runtime.run_pod_sandbox(&config).await.unwrap();
+    let id = runtime.create_container(&new, &shell("exec sleep 1000"), &config).await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    runtime.remove_pod_sandbox(&old).await.unwrap();
+    assert_eq!(runtime.container_status(&id).await.unwrap().container.state, ContainerState::Running);
+    let echo = ["echo".to_owned(), "here".to_owned()];
+    assert_eq!(runtime.exec_sync(&id, &echo, None).await.unwrap().stdout, b"here\n");
+    runtime.remove_pod_sandbox(&new).await.unwrap();
+    assert_eq!(host.pod_cgroups(), Vec::<String>::new());
+}
