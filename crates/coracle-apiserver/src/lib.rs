@@ -14,6 +14,7 @@
 //! - Every write is one transaction that compares the revision it was decided on.
 
 pub mod auth;
+mod backup;
 mod body;
 mod bootstrap;
 mod call;

@@ -327,7 +327,10 @@ impl Core {
                 Route::Resource(path) => core.resource(request, path, query, user).await,
                 Route::Path(segments) if segments.first().is_some_and(|first| first == "coracle") => {
                     let rest: Vec<&str> = segments.iter().skip(1).map(String::as_str).collect();
-                    core.joining(request, &rest, user).await
+                    match rest[..] {
+                        ["v1", "backup"] => core.backup(request.method(), user).await,
+                        _ => core.joining(request, &rest, user).await,
+                    }
                 }
                 Route::Path(segments) => {
                     let (parts, _) = request.into_parts();

@@ -62,6 +62,23 @@ pub(crate) enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Write everything that makes the cluster itself into a file: its objects at one revision, keys and settings.
+    ///
+    /// Works while the cluster runs and while it is stopped. Whoever can read the file can act as anybody.
+    Backup {
+        /// The file; one that is there is replaced when the new one is complete.
+        file: PathBuf,
+    },
+    /// Make the cluster what it was when the backup was written. It must be stopped.
+    ///
+    /// Containers and images are not in a backup: the next start makes the containers that the objects ask for.
+    Restore {
+        /// The file that `coracle backup` wrote.
+        file: PathBuf,
+        /// Replace a cluster that is here.
+        #[arg(long)]
+        force: bool,
+    },
     /// Stop the cluster and its containers.
     Down {
         /// Also remove everything that the cluster left on this machine: data, images, network, cgroups.

@@ -138,7 +138,41 @@ impl Cluster {
         self.name == DEFAULT_NAME && self.base == Path::new("/var/lib/coracle")
     }
 
-    fn settings_file(&self) -> PathBuf {
+    /// Where the embedded engine keeps the objects.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.data.join("store")
+    }
+
+    /// Is there while a restore takes the place of what was here.
+    pub(crate) fn restore_mark(&self) -> PathBuf {
+        self.data.join("restoring")
+    }
+
+    /// Refuses settings that collide with those of another cluster under the same directory.
+    pub(crate) fn check_alone(&self, settings: &Settings) -> anyhow::Result<()> {
+        let collides = |other: &Settings| {
+            let range = |cidr: &String| cidr.parse::<Range>().ok();
+            let ranges = |settings: &Settings| [range(&settings.pod_cidr), range(&settings.service_cidr)];
+            let ports = |settings: &Settings| [settings.api_port, settings.kubelet_port];
+            other.index == settings.index
+                || other.bridge == settings.bridge
+                || ports(other).iter().any(|port| ports(settings).contains(port))
+                || ranges(other)
+                    .into_iter()
+                    .flatten()
+                    .any(|theirs| ranges(settings).into_iter().flatten().any(|ours| ours.overlaps(theirs)))
+        };
+        if let Some(other) = self.others()?.iter().find(|other| collides(other)) {
+            bail!(
+                "another cluster on this machine (https://127.0.0.1:{}) has the same links, ports or ranges: remove \
+                 that one, or restore on another machine",
+                other.api_port
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn settings_file(&self) -> PathBuf {
         self.data.join("cluster.json")
     }
 

@@ -1,11 +1,13 @@
 //! The user-facing commands, one module each.
 
+mod backup;
 mod check;
 mod down;
 mod image;
 mod kubeconfig;
 mod launch;
 mod node;
+mod restore;
 mod status;
 mod token;
 mod up;
@@ -23,6 +25,8 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Server(options) => up::serve(&cluster, &options),
         Command::Node(options) => node::run(&cluster, &options, &cli.target),
         Command::Token { command } => token::run(&cluster, command),
+        Command::Backup { file } => backup::run(&cluster, &file),
+        Command::Restore { file, force } => restore::run(&cluster, &file, force),
         Command::Check { output } => check::run(&cluster, output.output),
         Command::Down { purge } => down::run(&cluster, purge),
         Command::Status { output } => status::run(&cluster, output.output),

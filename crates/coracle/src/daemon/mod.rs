@@ -46,6 +46,9 @@ pub(crate) fn run_server(cluster: &Cluster, options: &cli::Server) -> anyhow::Re
 
 /// A node of another machine's cluster is none of its own.
 pub(crate) fn check_own(cluster: &Cluster) -> anyhow::Result<()> {
+    if cluster.restore_mark().exists() {
+        bail!("a restore of this cluster was interrupted: run `coracle restore` with --force again");
+    }
     if let Some(joined) = cluster.settings()?.and_then(|settings| settings.joined) {
         bail!(
             "this machine is a node of {}: start it with `coracle node`, or choose another --name",
