@@ -109,7 +109,7 @@ impl Facts {
                 watches: number("/proc/sys/fs/inotify/max_user_watches"),
             },
             open_files: rustix::process::getrlimit(rustix::process::Resource::Nofile)
-                .current
+                .maximum
                 .unwrap_or(u64::MAX),
             data: data_directory(&cluster.data)?,
             proc: proc_mount(&mounts),

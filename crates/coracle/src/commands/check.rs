@@ -1,10 +1,11 @@
 //! `coracle check`: what this machine has and lacks for a cluster, and what to change.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use serde_json::json;
 
-use crate::check::{Facts, Finding, Verdict, judge, require};
+use crate::check::{CHECKED, Facts, Finding, Verdict, judge, require};
 use crate::cli::Form;
 use crate::cluster::Cluster;
 use crate::output;
@@ -37,8 +38,12 @@ fn table(findings: &[Finding]) -> String {
     text
 }
 
-/// Before a start in the background, whose process looks again and logs what is only degraded. A cluster that
-/// somebody runs, starts or stops has been judged.
-pub(super) fn before_launch(cluster: &Cluster) -> anyhow::Result<()> {
-    if cluster.holder()?.is_some() { Ok(()) } else { require(cluster).map(drop) }
+/// Before a start in the background, whose process is told what is only degraded, and logs it. A cluster that somebody
+/// runs, starts or stops has been judged: should it be started after all, that process looks itself.
+pub(super) fn before_launch(cluster: &Cluster) -> anyhow::Result<Vec<(&'static str, OsString)>> {
+    if cluster.holder()?.is_some() {
+        return Ok(Vec::new());
+    }
+    let lines: Vec<String> = require(cluster)?.iter().map(ToString::to_string).collect();
+    Ok(vec![(CHECKED, lines.join("\n").into())])
 }

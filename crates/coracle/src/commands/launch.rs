@@ -28,7 +28,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 pub(super) struct Launch {
     /// The command and its flags.
     pub(super) arguments: Vec<OsString>,
-    /// What must not show in the list of processes.
+    /// What it is told, and must not show in the list of processes.
     pub(super) environment: Vec<(&'static str, OsString)>,
     /// How long to wait until the node is Ready.
     pub(super) limit: Duration,

@@ -18,13 +18,13 @@ pub(crate) fn run(cluster: &Cluster, options: &Node, target: &Target) -> anyhow:
     if !options.detach {
         return crate::daemon::run_node(cluster, &options.machine, &invitation);
     }
-    check::before_launch(cluster)?;
+    let mut environment = check::before_launch(cluster)?;
     let mut arguments = vec!["node".into()];
     if let Some(server) = &invitation.server {
         arguments.extend(["--server".into(), server.into()]);
     }
     arguments.extend(machine_arguments(&options.machine));
-    let environment = invitation.token.iter().map(|token| ("CORACLE_TOKEN", token.into())).collect();
+    environment.extend(invitation.token.iter().map(|token| ("CORACLE_TOKEN", token.into())));
     Launch { arguments, environment, limit: Duration::from_secs(options.timeout) }.run(cluster, target)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -16,10 +16,10 @@ pub(crate) fn run(cluster: &Cluster, options: &Up, target: &Target) -> anyhow::R
     check_root("up")?;
     crate::daemon::check_own(cluster)?;
     // The machine, and what the command line asks of it, are judged before anything is started or left behind.
-    check::before_launch(cluster)?;
+    let environment = check::before_launch(cluster)?;
     cluster.settings_or_choose(&Wishes::of(&options.server)?)?;
     let limit = Duration::from_secs(options.timeout);
-    let launch = Launch { arguments: arguments(&options.server), environment: Vec::new(), limit };
+    let launch = Launch { arguments: arguments(&options.server), environment, limit };
     launch.run(cluster, target)?;
     next_steps(cluster);
     Ok(ExitCode::SUCCESS)

@@ -17,7 +17,7 @@ use coracle_clock::{Clock, Rng};
 use coracle_runtime::image::{ImageStore, ImageStoreConfig};
 use tracing_subscriber::EnvFilter;
 
-use crate::check::{Finding, require};
+use crate::check::degraded;
 use crate::cli;
 use crate::cluster::{Cluster, Settings, Wishes};
 use crate::lock::{Lock, Purpose};
@@ -35,7 +35,7 @@ const WORKERS: usize = 2;
 /// Runs the cluster in this process until a signal ends it.
 pub(crate) fn run_server(cluster: &Cluster, options: &cli::Server) -> anyhow::Result<ExitCode> {
     check_own(cluster)?;
-    let degraded = require(cluster)?;
+    let degraded = degraded(cluster)?;
     let settings = cluster.settings_or_choose(&Wishes::of(options)?)?;
     let host = Host::this(&settings, options.machine.address);
     in_the_foreground(cluster, &settings, &degraded, async |lock| {
@@ -80,7 +80,7 @@ pub(crate) fn run_node(
              server prints them"
         );
     }
-    let degraded = require(cluster)?;
+    let degraded = degraded(cluster)?;
     let wishes = Wishes { node_name: machine.node_name.clone(), ..Wishes::default() };
     let settings = cluster.settings_or_choose(&wishes)?;
     let host = Host::this(&settings, machine.address);
@@ -97,7 +97,7 @@ pub(crate) fn run_node(
 fn in_the_foreground(
     cluster: &Cluster,
     settings: &Settings,
-    degraded: &[Finding],
+    degraded: &[String],
     work: impl AsyncFnOnce(&mut Lock) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
     let filter = EnvFilter::try_from_env("CORACLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
