@@ -36,6 +36,8 @@ pub struct Joining {
     pub authority: Arc<CertificateAuthority>,
     /// What nodes are told.
     pub network: ClusterNetwork,
+    /// The server's own certificate: no node gets one for its names and addresses, or it could pass for the server.
+    pub own: CertificateRequest,
 }
 
 impl Core {
@@ -106,6 +108,7 @@ impl Core {
                 .map_err(|problem| refused(&problem))?;
             // Before the token is spent on it.
             self.check_name(&asked.node, &fingerprint).await?;
+            check_not_the_servers(&joining.own, asked)?;
             if !record.reusable && record.spent_by.is_none() {
                 record.spent_by = Some((asked.node.clone(), fingerprint.clone()));
                 let mut spent = record.to_secret();
@@ -174,6 +177,7 @@ impl Core {
     }
 
     fn certify(&self, joining: &Joining, asked: &JoinRequest, key: &PublicKey) -> Result<JoinAnswer, Status> {
+        check_not_the_servers(&joining.own, asked)?;
         let now = self.clock.now();
         let sign = |request: &CertificateRequest| {
             joining.authority.certify(request, key, now).map_err(|error| {
@@ -193,6 +197,19 @@ impl Core {
 
 /// Who the part of a node is that moves packets: upstream's name for it.
 pub const NODE_NETWORK: &str = "system:kube-proxy";
+
+fn check_not_the_servers(own: &CertificateRequest, asked: &JoinRequest) -> Result<(), Status> {
+    if own.dns_names.contains(&asked.node) {
+        let why = format!("{:?} is a name of the API server: choose another --node-name", asked.node);
+        return Err(Status::bad_request(why));
+    }
+    match asked.addresses.iter().find(|address| own.ip_addresses.contains(address)) {
+        None => Ok(()),
+        Some(address) => Err(Status::bad_request(format!(
+            "{address} is an address of the API server: give this machine's own with --address"
+        ))),
+    }
+}
 
 fn taken(node: &str) -> Status {
     let mut status = Status::already_exists("", "nodes", node);

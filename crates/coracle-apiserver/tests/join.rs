@@ -14,7 +14,7 @@ use coracle_api::join::{
 };
 use coracle_apiserver::Joining;
 use coracle_apiserver::auth::UserInfo;
-use coracle_apiserver::pki::{CertificateAuthority, OwnKey, certificate_fingerprint};
+use coracle_apiserver::pki::{CertificateAuthority, CertificateRequest, OwnKey, certificate_fingerprint};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 struct Cluster {
@@ -30,7 +30,8 @@ impl Cluster {
         let authority = Arc::new(CertificateAuthority::load_or_create(&dir.path().join("pki"), now).unwrap());
         let network =
             ClusterNetwork { pod_cidr: "10.42.0.0/16".into(), service_cidr: "10.43.0.0/16".into(), vni: 5 };
-        let world = World::open_to_nodes(Joining { authority: Arc::clone(&authority), network }).await;
+        let own = CertificateRequest::api_server([10, 43, 0, 1].into(), &[], &[[192, 0, 2, 10].into()]);
+        let world = World::open_to_nodes(Joining { authority: Arc::clone(&authority), network, own }).await;
         Cluster { world, authority, dir }
     }
 
@@ -154,6 +155,29 @@ async fn tokens_that_do_not_work_say_why() {
     // A node cannot read the tokens by which others join.
     let path = format!("/api/v1/namespaces/kube-system/secrets/{}", token.secret_name());
     cluster.world.user(UserInfo::node("n1")).get(&path).await.expect(403);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_node_gets_a_certificate_that_passes_for_the_server() {
+    let cluster = Cluster::new().await;
+    let (token, key) = (cluster.token(1, false).await, cluster.machine("a"));
+    let nobody = cluster.world.user(UserInfo::new("nobody", []));
+    for name in ["kubernetes", "kubernetes.default.svc", "localhost"] {
+        let message = cluster.join(&token, name, &key).await.message(400);
+        assert!(message.contains("is a name of the API server"), "{message}");
+    }
+    for address in ["127.0.0.1", "10.43.0.1", "192.0.2.10"] {
+        let mut asked = cluster.request(&token.to_string(), "n1", &key);
+        asked.addresses.push(address.parse().unwrap());
+        let message = cluster.send(&nobody, "/coracle/v1/join", &asked).await.message(400);
+        assert!(message.contains("is an address of the API server"), "{message}");
+    }
+    // Nothing was spent on it, and a node cannot get there by renewing.
+    cluster.join(&token, "n1", &key).await.expect(200);
+    let agent = cluster.world.user(UserInfo::node("n1"));
+    let mut asked = cluster.request("", "n1", &key);
+    asked.addresses = vec!["10.43.0.1".parse().unwrap()];
+    cluster.send(&agent, "/coracle/v1/renew", &asked).await.expect(400);
 }
 
 #[tokio::test(start_paused = true)]

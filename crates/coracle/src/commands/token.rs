@@ -8,12 +8,11 @@ use coracle_apiserver::pki::certificate_fingerprint;
 use coracle_client::{Deletion, ErrorExt as _, ObjectKey, connect_with_kubeconfig, request};
 use coracle_clock::{Clock, Rng};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{Endpoints, Secret};
 use serde_json::{Value, json};
 
 use crate::cli::{self, Form};
 use crate::cluster::Cluster;
-use crate::daemon::Host;
 use crate::output;
 
 pub(crate) fn run(cluster: &Cluster, command: cli::Token) -> anyhow::Result<ExitCode> {
@@ -47,6 +46,7 @@ async fn create(
     let authority =
         std::fs::read_to_string(cluster.pki().join("ca.crt")).context("cannot read the authority")?;
     let fingerprint = certificate_fingerprint(&authority).context("ca.crt holds no certificate")?;
+    let server = format!("https://{}:{}", advertised(client).await?, settings.api_port);
     let now = Clock::system().now();
     tidy(client, now).await?;
     let mut random = [0; 22];
@@ -62,7 +62,6 @@ async fn create(
     };
     let secret: Secret = serde_json::from_value(record.to_secret())?;
     request::create(client, &secret).await.context("cannot store the token")?;
-    let server = format!("https://{}:{}", Host::this(&settings, None).address, settings.api_port);
     let command = format!("coracle node --server {server} --token {token}");
     match form {
         Form::Json => output::result(serde_json::to_string_pretty(&json!({
@@ -77,6 +76,17 @@ async fn create(
         }
     }
     Ok(())
+}
+
+/// The address that the running server tells everyone: the one behind the Service `kubernetes`.
+async fn advertised(client: &kube::Client) -> anyhow::Result<String> {
+    let key = ObjectKey::namespaced("default", "kubernetes");
+    let endpoints =
+        request::get::<Endpoints>(client, &key).await.context("cannot ask for the server's address")?;
+    let addresses = endpoints.subsets.into_iter().flatten().filter_map(|subset| subset.addresses).flatten();
+    addresses.map(|address| address.ip).next().context(
+        "this machine has no address that another one could reach: give one with `coracle up --address`",
+    )
 }
 
 async fn tokens(client: &kube::Client) -> anyhow::Result<Vec<TokenRecord>> {

@@ -139,7 +139,11 @@ async fn start_server(
         service_range: settings.service_cidr.parse().context("the range of Services")?,
         advertise: SocketAddr::new(host.address, settings.api_port),
         kubelet: Some(KubeletClient::with_certificate(towards_nodes, &identities.authority)?),
-        joining: Some(Joining { authority: Arc::clone(&identities.authority), network: network.clone() }),
+        joining: Some(Joining {
+            authority: Arc::clone(&identities.authority),
+            network: network.clone(),
+            own: identities.api_server_names().clone(),
+        }),
     };
     let ids = Arc::new(Ids::new(rng.fork("ids")));
     ApiServer::start(config, store, clock.clone(), ids).await.context("cannot start the API server")

@@ -108,6 +108,11 @@ impl Identities {
         })
     }
 
+    /// What the API server's certificate says.
+    pub(crate) fn api_server_names(&self) -> &CertificateRequest {
+        &self.wanted.api_server
+    }
+
     /// Makes anew what no longer fits, and puts it to use at once.
     pub(crate) fn renew(&self, now: Timestamp) -> anyhow::Result<()> {
         let loaded = self.wanted.load(&self.authority, now)?;

@@ -22,7 +22,7 @@ use crate::cli;
 use crate::cluster::{Cluster, Settings, Wishes};
 use crate::lock::{Lock, Purpose};
 
-pub(crate) use host::Host;
+use host::Host;
 pub(crate) use joined::Invitation;
 pub(crate) use teardown::{purge, stop_containers};
 
