@@ -9,7 +9,7 @@ pub mod node_ipam;
 pub mod root_ca;
 pub mod service_account;
 
-use coracle_client::{Informer, supervise};
+use coracle_client::{Informer, ListOptions, Object, supervise};
 use coracle_clock::{Clock, Rng, select};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use kube::Client;
@@ -27,7 +27,7 @@ pub struct ControllersConfig {
     pub root_ca: String,
 }
 
-/// What the controllers read.
+/// What the controllers read: one copy a kind, which other components of the process may share.
 #[derive(Clone)]
 pub struct ControllerInputs {
     /// All namespaces.
@@ -40,6 +40,28 @@ pub struct ControllerInputs {
     pub nodes: Informer<Node>,
     /// All Pods.
     pub pods: Informer<Pod>,
+}
+
+impl ControllerInputs {
+    /// Starts to follow everything that the controllers read. Whoever wires a cluster, real or simulated, calls this,
+    /// so that a new kind is added in one place.
+    #[must_use]
+    pub fn start(client: &Client, clock: &Clock, rng: &mut Rng) -> Self {
+        fn all<K: Object>(client: &Client, clock: &Clock, rng: &mut Rng) -> Informer<K> {
+            Informer::start(client.clone(), ListOptions::default(), clock.clone(), rng.fork("informer"))
+        }
+        let root_cas = ListOptions {
+            fields: Some("metadata.name=kube-root-ca.crt".to_owned()),
+            ..ListOptions::default()
+        };
+        ControllerInputs {
+            namespaces: all(client, clock, rng),
+            service_accounts: all(client, clock, rng),
+            config_maps: Informer::start(client.clone(), root_cas, clock.clone(), rng.fork("informer")),
+            nodes: all(client, clock, rng),
+            pods: all(client, clock, rng),
+        }
+    }
 }
 
 /// A controller, as whom it acts.

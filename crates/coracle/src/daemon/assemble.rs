@@ -14,7 +14,6 @@ use coracle_client::{Informer, ListOptions, in_process};
 use coracle_clock::{Clock, Ids, Rng, select};
 use coracle_controllers::{ControllerInputs, ControllersConfig};
 use coracle_scheduler::{Profile, Scheduler, SchedulerInputs};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +61,7 @@ pub(super) async fn run(
     };
 
     let client = |user: &str| in_process(server.in_process(UserInfo::new(user, ["system:authenticated"])));
-    let informers = Informers::start(&client(INFORMERS), &clock, &mut rng);
+    let informers = ControllerInputs::start(&client(INFORMERS), &clock, &mut rng);
     let scheduling = {
         let inputs = SchedulerInputs { pods: informers.pods.clone(), nodes: informers.nodes.clone() };
         let scheduler = Scheduler::new(Profile::default());
@@ -76,7 +75,7 @@ pub(super) async fn run(
             node_prefix: NODE_PREFIX,
             root_ca: identities.authority.certificate_pem().to_owned(),
         };
-        let inputs = informers.for_controllers();
+        let inputs = informers.clone();
         let server = Arc::clone(&server);
         let client = move |identity: coracle_controllers::Identity| {
             in_process(
@@ -147,48 +146,4 @@ async fn start_server(
     };
     let ids = Arc::new(Ids::new(rng.fork("ids")));
     ApiServer::start(config, store, clock.clone(), ids).await.context("cannot start the API server")
-}
-
-/// One shared copy a kind for all components of this process.
-struct Informers {
-    pods: Informer<Pod>,
-    nodes: Informer<Node>,
-    namespaces: Informer<Namespace>,
-    service_accounts: Informer<ServiceAccount>,
-    root_cas: Informer<ConfigMap>,
-}
-
-impl Informers {
-    fn start(client: &kube::Client, clock: &Clock, rng: &mut Rng) -> Self {
-        fn all<K: coracle_client::Object>(
-            client: &kube::Client,
-            options: ListOptions,
-            clock: &Clock,
-            rng: &mut Rng,
-        ) -> Informer<K> {
-            Informer::start(client.clone(), options, clock.clone(), rng.fork("informer"))
-        }
-        let any = ListOptions::default;
-        let root_cas = ListOptions {
-            fields: Some("metadata.name=kube-root-ca.crt".to_owned()),
-            ..ListOptions::default()
-        };
-        Informers {
-            pods: all(client, any(), clock, rng),
-            nodes: all(client, any(), clock, rng),
-            namespaces: all(client, any(), clock, rng),
-            service_accounts: all(client, any(), clock, rng),
-            root_cas: all(client, root_cas, clock, rng),
-        }
-    }
-
-    fn for_controllers(&self) -> ControllerInputs {
-        ControllerInputs {
-            namespaces: self.namespaces.clone(),
-            service_accounts: self.service_accounts.clone(),
-            config_maps: self.root_cas.clone(),
-            nodes: self.nodes.clone(),
-            pods: self.pods.clone(),
-        }
-    }
 }
