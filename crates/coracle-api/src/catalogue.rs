@@ -78,6 +78,17 @@ pub enum Grace {
     Unchanged,
 }
 
+/// What becomes of the objects that a deleted object owns when the request does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dependents {
+    /// They go after it.
+    Delete,
+    /// They stay: kinds that are older than garbage collection.
+    Orphan,
+    /// It cannot own anything, whatever a request says.
+    None,
+}
+
 /// What is special about one kind.
 ///
 /// All methods take whole objects of the version that the row serves, with metadata, and never look at
@@ -160,6 +171,11 @@ pub trait Strategy: Sync {
         Grace::Immediate
     }
 
+    /// What becomes of the objects that a deleted object owns when the request does not say.
+    fn dependents(&self) -> Dependents {
+        Dependents::Delete
+    }
+
     /// What is wrong with an update by the subresource `finalize`.
     fn validate_finalize(&self, _new: &Value) -> Vec<FieldError> {
         Vec::new()
@@ -209,6 +225,16 @@ impl Resource {
             self.version.to_owned()
         } else {
             format!("{}/{}", self.group, self.version)
+        }
+    }
+
+    /// The path of its collection: in a namespace, or, for `None`, in all of them or in none.
+    #[must_use]
+    pub fn path(&self, namespace: Option<&str>) -> String {
+        let root = if self.group.is_empty() { "/api".to_owned() } else { format!("/apis/{}", self.group) };
+        match namespace.filter(|_| self.namespaced) {
+            Some(namespace) => format!("{root}/{}/namespaces/{namespace}/{}", self.version, self.plural),
+            None => format!("{root}/{}/{}", self.version, self.plural),
         }
     }
 

@@ -29,6 +29,6 @@ pub use connect::{
 pub use event::{EventRecorder, EventType, reference};
 pub use informer::{Informer, ListOptions, Subscription};
 pub use object::{Object, ObjectKey, key_of, revision_of, uid_of};
-pub use request::{Deletion, ErrorExt};
+pub use request::{Deletion, ErrorExt, Propagation};
 pub use supervise::supervise;
 pub use workqueue::{Claim, Workqueue};

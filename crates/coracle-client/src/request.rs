@@ -3,7 +3,9 @@
 //! A write returns the object as written, with its revision ([`crate::revision_of`]). Nobody writes an object back that was read in typed form: typed decoding drops what
 //! it does not know. Change by [`patch`].
 
-use kube::api::{DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{
+    DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy,
+};
 use kube::core::Request;
 use kube::core::request::Error as RequestError;
 use kube::{Client, Error};
@@ -25,6 +27,29 @@ pub struct Deletion {
     pub uid: Option<String>,
     /// Only if the object has not changed since this resourceVersion.
     pub resource_version: Option<String>,
+    /// What becomes of the objects that it owns; what its kind says if `None`.
+    pub propagation: Option<Propagation>,
+}
+
+/// What becomes of the objects that a deleted object owns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Propagation {
+    /// They stay, and no longer name it as their owner.
+    Orphan,
+    /// They go after it.
+    Background,
+    /// They go before it.
+    Foreground,
+}
+
+impl From<Propagation> for PropagationPolicy {
+    fn from(propagation: Propagation) -> Self {
+        match propagation {
+            Propagation::Orphan => PropagationPolicy::Orphan,
+            Propagation::Background => PropagationPolicy::Background,
+            Propagation::Foreground => PropagationPolicy::Foreground,
+        }
+    }
 }
 
 impl Deletion {
@@ -32,6 +57,13 @@ impl Deletion {
     #[must_use]
     pub fn of(uid: impl Into<String>) -> Self {
         Deletion { uid: Some(uid.into()), ..Deletion::default() }
+    }
+
+    /// With this end for what it owns.
+    #[must_use]
+    pub fn propagating(mut self, propagation: Propagation) -> Self {
+        self.propagation = Some(propagation);
+        self
     }
 
     /// With so many seconds of grace.
@@ -164,7 +196,12 @@ pub async fn delete<K: Object>(client: &Client, key: &ObjectKey, how: &Deletion)
 fn delete_params(how: &Deletion) -> DeleteParams {
     let preconditions = (how.uid.is_some() || how.resource_version.is_some())
         .then(|| Preconditions { uid: how.uid.clone(), resource_version: how.resource_version.clone() });
-    DeleteParams { grace_period_seconds: how.grace_period_seconds, preconditions, ..DeleteParams::default() }
+    DeleteParams {
+        grace_period_seconds: how.grace_period_seconds,
+        preconditions,
+        propagation_policy: how.propagation.map(PropagationPolicy::from),
+        ..DeleteParams::default()
+    }
 }
 
 /// Requests about the objects of a kind, within `namespace` or everywhere.

@@ -11,6 +11,8 @@ pub mod service_account;
 
 use coracle_client::{Informer, ListOptions, Object, supervise};
 use coracle_clock::{Clock, Rng, select};
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, join_all};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use kube::Client;
 
@@ -94,36 +96,46 @@ impl Identity {
     }
 }
 
+/// The controllers that run.
+struct Team<'a, C> {
+    client: C,
+    clock: &'a Clock,
+    rng: Rng,
+    running: Vec<BoxFuture<'a, ()>>,
+}
+
+impl<'a, C: Fn(Identity) -> Client> Team<'a, C> {
+    /// Runs what `start` makes with the client of `identity`, again after each panic.
+    fn add<W>(&mut self, identity: Identity, start: impl Fn(Client) -> W + Send + 'a)
+    where
+        W: Future<Output = ()> + Send + 'a,
+    {
+        let (own, restarts) = ((self.client)(identity), self.rng.fork("restarts"));
+        let supervised =
+            supervise(identity.service_account(), self.clock, restarts, move || start(own.clone()));
+        self.running.push(supervised.boxed());
+    }
+}
+
 /// Runs all controllers until `shutdown` is ready. `client` makes the client of each identity.
 pub async fn run_all(
     config: ControllersConfig,
     client: impl Fn(Identity) -> Client,
     inputs: ControllerInputs,
     clock: Clock,
-    mut rng: Rng,
+    rng: Rng,
     shutdown: impl Future<Output = ()>,
 ) {
-    let [for_namespaces, for_accounts, for_root_cas, for_ipam] = Identity::ALL.map(client);
     let shares = (config.cluster_cidr, config.node_prefix);
-    let mut supervised = |identity: Identity| (identity.service_account(), rng.fork("restarts"));
-    let (name, restarts) = supervised(Identity::Namespace);
-    let namespaces = supervise(name, &clock, restarts, || {
-        namespace::run(for_namespaces.clone(), inputs.clone(), clock.clone())
-    });
-    let (name, restarts) = supervised(Identity::ServiceAccount);
-    let service_accounts = supervise(name, &clock, restarts, || {
-        service_account::run(for_accounts.clone(), inputs.clone(), clock.clone())
-    });
-    let (name, restarts) = supervised(Identity::RootCa);
-    let root_cas = supervise(name, &clock, restarts, || {
-        root_ca::run(for_root_cas.clone(), inputs.clone(), clock.clone(), config.root_ca.clone())
-    });
-    let (name, restarts) = supervised(Identity::NodeIpam);
-    let node_ipam = supervise(name, &clock, restarts, || {
-        node_ipam::run(for_ipam.clone(), inputs.nodes.clone(), clock.clone(), shares)
-    });
+    let (all, time) = (|| inputs.clone(), || clock.clone());
+    let mut team = Team { client, clock: &clock, rng, running: Vec::new() };
+    team.add(Identity::Namespace, |own| namespace::run(own, all(), time()));
+    team.add(Identity::ServiceAccount, |own| service_account::run(own, all(), time()));
+    team.add(Identity::RootCa, |own| root_ca::run(own, all(), time(), config.root_ca.clone()));
+    team.add(Identity::NodeIpam, |own| node_ipam::run(own, inputs.nodes.clone(), time(), shares));
+    let running = join_all(team.running);
     select! {
         () = shutdown => {}
-        _ = futures::future::join4(namespaces, service_accounts, root_cas, node_ipam) => {}
+        _ = running => {}
     }
 }

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-use crate::catalogue::Strategy;
+use crate::catalogue::{Dependents, Strategy};
 use crate::field::{FieldError, Path};
 use crate::metadata;
 use crate::names;
@@ -231,6 +231,10 @@ fn write_out(event: &mut Value, source: &str, times: [&str; 3]) {
 }
 
 impl Strategy for CoreEventStrategy {
+    fn dependents(&self) -> Dependents {
+        Dependents::None
+    }
+
     fn default(&self, event: &mut Value) {
         write_out(event, "source", ["eventTime", "firstTimestamp", "lastTimestamp"]);
     }
@@ -265,6 +269,10 @@ impl Strategy for CoreEventStrategy {
 }
 
 impl Strategy for EventsEventStrategy {
+    fn dependents(&self) -> Dependents {
+        Dependents::None
+    }
+
     fn default(&self, event: &mut Value) {
         let times = ["eventTime", "deprecatedFirstTimestamp", "deprecatedLastTimestamp"];
         write_out(event, "deprecatedSource", times);
