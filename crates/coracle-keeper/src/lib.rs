@@ -1,7 +1,8 @@
 //! What a keeper and a daemon say to each other, and what a keeper leaves on disk.
 //!
-//! A keeper outlives the daemon that started it, so an upgraded daemon meets old keepers: every message carries
-//! [`PROTOCOL_VERSION`], fields are only ever added with a default, and the records on disk are read leniently.
+//! A keeper outlives the daemon that started it, so an upgraded daemon meets old keepers, and an older one newer
+//! keepers: a request carries the version that it came with ([`Request::since`]), so that all who know it do it; a
+//! keeper tells its own; fields are only ever added with a default, and the records on disk are read leniently.
 //!
 //! Each operation has a connection of its own on the keeper's `SOCK_SEQPACKET` socket: one request, then its
 //! replies. A connection that closes ends what it asked for (an exec is killed), except for a container, which
@@ -14,8 +15,22 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the messages. A keeper refuses a request of a later version with [`Reply::Failed`].
+/// Version of the messages. It rises when there is a new request, or when one means something new.
 pub const PROTOCOL_VERSION: u32 = 1;
+/// The oldest version that is still spoken.
+pub const OLDEST_VERSION: u32 = 1;
+
+/// Why a keeper, or a daemon, of this version cannot be talked to, if so. `who` is the one of that version.
+#[must_use]
+pub fn version_problem(who: &str, version: u32) -> Option<String> {
+    if version < OLDEST_VERSION {
+        return Some(format!(
+            "{who} speaks version {version} of the protocol, which is too old: {OLDEST_VERSION} is the oldest that is \
+             spoken here"
+        ));
+    }
+    None
+}
 
 /// Annotation of an OCI specification: numbers of the capabilities that the container really gets, with commas.
 /// The specification itself has two more, which the keeper's child needs to the end and gives up then.
@@ -163,10 +178,25 @@ pub enum Request {
     Shutdown,
 }
 
-/// A request with the version of its sender.
+impl Request {
+    /// The version of the protocol that this request came with.
+    #[must_use]
+    pub fn since(&self) -> u32 {
+        match self {
+            Request::Subscribe
+            | Request::Start(_)
+            | Request::Exec(_)
+            | Request::Signal { .. }
+            | Request::ReopenLog { .. }
+            | Request::Shutdown => 1,
+        }
+    }
+}
+
+/// A request with the version that it needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Envelope {
-    /// [`PROTOCOL_VERSION`] of the sender.
+    /// [`Request::since`] of the request.
     pub version: u32,
     /// The request.
     pub request: Request,

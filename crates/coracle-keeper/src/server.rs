@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use coracle_keeper::{Envelope, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord, wire};
+use coracle_keeper::{
+    Envelope, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord, version_problem, wire,
+};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
@@ -113,9 +115,14 @@ impl Server {
         match wire::receive::<Envelope>(&connection.socket) {
             Ok(Some((envelope, _))) if envelope.version > PROTOCOL_VERSION => {
                 let message = format!(
-                    "this keeper speaks version {PROTOCOL_VERSION} of the protocol, not {}",
+                    "the keeper of this Pod was started by an older coracle and speaks version {PROTOCOL_VERSION} of \
+                     the protocol; this needs version {}: make the Pod anew",
                     envelope.version
                 );
+                self.reply(id, &Reply::Failed { message });
+            }
+            Ok(Some((envelope, _))) if version_problem("coracle", envelope.version).is_some() => {
+                let message = version_problem("coracle", envelope.version).unwrap_or_default();
                 self.reply(id, &Reply::Failed { message });
             }
             Ok(Some((envelope, descriptors))) => self.request(id, envelope.request, descriptors),

@@ -4,5 +4,5 @@ mod engine;
 pub mod image;
 
 pub use engine::{
-    CgroupVersion, EmbeddedRuntime, LogLimit, MachineCgroups, RootfsSource, RuntimeConfig, purge,
+    CgroupVersion, EmbeddedRuntime, LogLimit, MachineCgroups, Patience, RootfsSource, RuntimeConfig, purge,
 };

@@ -205,6 +205,15 @@ impl Cgroups {
         Err(io::Error::other(format!("processes in control group {} do not die", path.0.display())))
     }
 
+    /// Processes in the group and below.
+    pub(crate) fn processes(&self, path: &CgroupPath) -> Vec<Pid> {
+        let mut found: Vec<Pid> =
+            self.layout.roots().into_iter().flat_map(|root| processes(&root.join(&path.0))).collect();
+        found.sort_unstable_by_key(|pid| pid.as_raw_nonzero());
+        found.dedup();
+        found
+    }
+
     /// Removes the group and everything below it. There must be no process left.
     pub(crate) fn remove(&self, path: &CgroupPath) -> io::Result<()> {
         for root in self.layout.roots() {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::image::DeviceNodes;
 
-use super::keeper::{ANSWER_LIMIT, Connection, LAUNCH_LIMIT};
+use super::keeper::{Connection, LAUNCH_LIMIT};
 use super::rootfs::{self, Kind, Root, WantedUser};
 use super::sandbox::SHM_DIR;
 use super::spec::{self, Bind, Device, Namespaces};
@@ -382,7 +382,7 @@ impl Inner {
         let run = self.layout.sandbox_run(&container.record.sandbox);
         let request = Request::ReopenLog { container: id.0.clone() };
         let mut keeper = Connection::ask(&run, request, &[])?;
-        match keeper.reply_within(&self.clock, ANSWER_LIMIT).await? {
+        match keeper.reply_within(&self.clock, self.patience.answer).await? {
             Reply::Failed { message } => Err(CriError::Internal(message)),
             _ => Ok(()),
         }

@@ -6,13 +6,17 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coracle_cri::{ContainerEventKind, CriError, CriResult};
-use coracle_keeper::{ExitRecord, Reply, Request};
+use coracle_keeper::{ExitRecord, Reply, Request, version_problem};
 
-use super::keeper::{ANSWER_LIMIT, Connection, NoAnswer};
+use super::keeper::{Connection, NoAnswer};
 use super::{Container, Inner, Phase, Sandbox, blocking, internal, state};
 
 /// Between two attempts to reach a keeper that cannot be asked for now.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
+/// The same of one that refuses: another daemon may talk to it.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// A keeper that has told nothing for so long is asked whether it still can.
+const LISTEN_LIMIT: Duration = Duration::from_secs(300);
 
 /// What a keeper says to a new listener.
 pub(super) struct Meeting {
@@ -55,15 +59,25 @@ impl Inner {
         loop {
             // Those of now: what is started later is not in the keeper's list, and yet not lost.
             let believed = self.believed_running(&sandbox.record.id);
-            match self.meet(&sandbox.record.id).await {
+            let mut pause = PAUSE;
+            match self.meet(sandbox).await {
                 Ok(meeting) => return Some(self.met_again(sandbox, meeting, &believed).await),
                 Err(NoAnswer::Gone) => return None,
+                Err(NoAnswer::Silent) if sandbox.silence.lasts(&self.clock) >= self.patience.ever => {
+                    if let Err(error) = self.end_by_force(sandbox).await {
+                        tracing::error!(sandbox = %sandbox.record.id, %error, "cannot end a keeper");
+                    }
+                }
                 Err(NoAnswer::Silent) => {}
-                Err(NoAnswer::Unasked(error)) => {
+                Err(NoAnswer::Refused(_)) => pause = REFUSED_PAUSE,
+                Err(error @ (NoAnswer::Failed(_) | NoAnswer::Unasked(_))) => {
                     tracing::warn!(sandbox = %sandbox.record.id, %error, "cannot talk to a keeper");
                 }
             }
-            self.clock.sleep(PAUSE).await;
+            coracle_clock::select! {
+                () = sandbox.silence.broken() => {}
+                () = self.clock.sleep(pause) => {}
+            }
         }
     }
 
@@ -97,7 +111,7 @@ impl Inner {
     /// Whether the keeper has ended as it was told.
     async fn listen(self: &Arc<Self>, sandbox: &Sandbox, mut events: Connection) -> bool {
         loop {
-            match events.reply().await {
+            match events.reply_within(&self.clock, LISTEN_LIMIT).await {
                 Ok(Reply::Exited { container, record }) => self.notice_exit(&container, record).await,
                 Ok(Reply::Done) => return true,
                 Ok(_) => {}
@@ -110,27 +124,43 @@ impl Inner {
     }
 
     /// Asks a keeper what runs, and to be told what ends.
-    pub(super) async fn meet(&self, sandbox: &str) -> Result<Meeting, NoAnswer> {
+    pub(super) async fn meet(&self, sandbox: &Sandbox) -> Result<Meeting, NoAnswer> {
+        let asked_at = self.clock.elapsed();
+        let outcome = self.try_to_meet(&sandbox.record.id).await;
+        sandbox.silence.note(asked_at, outcome.as_ref().err());
+        outcome
+    }
+
+    async fn try_to_meet(&self, sandbox: &str) -> Result<Meeting, NoAnswer> {
         let mut events = Connection::ask(&self.layout.sandbox_run(sandbox), Request::Subscribe, &[])?;
         let mut ended = Vec::new();
         let hello = async {
             loop {
                 match events.reply().await? {
-                    Reply::Hello { running, .. } => return Ok(running),
+                    Reply::Hello { version, running, .. } => match version_problem("its keeper", version) {
+                        Some(problem) => return Err(NoAnswer::Refused(problem)),
+                        None => return Ok(running),
+                    },
+                    Reply::Failed { message } => return Err(NoAnswer::Refused(message)),
                     Reply::Exited { container, record } => ended.push((container, record)),
                     Reply::Done => return Err(NoAnswer::Gone),
                     other => tracing::warn!(sandbox, ?other, "a keeper does not say hello"),
                 }
             }
         };
-        let running = self.clock.timeout(ANSWER_LIMIT, hello).await.unwrap_or(Err(NoAnswer::Silent))?;
+        let running =
+            self.clock.timeout(self.patience.answer, hello).await.unwrap_or(Err(NoAnswer::Silent))?;
         Ok(Meeting { events, running, ended })
     }
 
     /// Waits until the sandbox's keeper has said what runs.
     pub(super) async fn met(&self, sandbox: &str) -> CriResult<()> {
-        let mut met = self.sandbox(sandbox)?.met.subscribe();
-        match self.clock.timeout(ANSWER_LIMIT, met.wait_for(|met| *met)).await {
+        let sandbox = self.sandbox(sandbox)?;
+        if let Some(why) = sandbox.silence.refusal() {
+            return Err(NoAnswer::Refused(why).into());
+        }
+        let mut met = sandbox.met.subscribe();
+        match self.clock.timeout(self.patience.answer, met.wait_for(|met| *met)).await {
             Some(_) => Ok(()),
             None => Err(NoAnswer::Silent.into()),
         }
@@ -138,7 +168,8 @@ impl Inner {
 
     /// Asks a keeper about a container that should have ended.
     pub(super) async fn ask_after(self: &Arc<Self>, container: &Container) -> CriResult<()> {
-        let meeting = match self.meet(&container.record.sandbox).await {
+        let Ok(sandbox) = self.sandbox(&container.record.sandbox) else { return Ok(()) };
+        let meeting = match self.meet(&sandbox).await {
             Ok(meeting) => meeting,
             // Whoever watches it says so.
             Err(NoAnswer::Gone) => return Ok(()),

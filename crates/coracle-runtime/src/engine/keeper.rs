@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use coracle_clock::Clock;
 use coracle_cri::CriError;
-use coracle_keeper::{Envelope, PROTOCOL_VERSION, Reply, Request, SOCKET_FILE, wire};
+use coracle_keeper::{Envelope, Reply, Request, SOCKET_FILE, wire};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::io::unix::AsyncFd;
@@ -76,8 +76,6 @@ pub(crate) fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(fd)? })
 }
 
-/// How long a keeper may take for what it does at once.
-pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How long it may take to have a program executed; upstream's limit for a request to a runtime.
 pub(crate) const LAUNCH_LIMIT: Duration = Duration::from_secs(120);
 
@@ -90,6 +88,12 @@ pub(crate) enum NoAnswer {
     /// It may live, but says nothing: stopped, or waiting for a disk.
     #[error("the keeper of the sandbox does not answer")]
     Silent,
+    /// It lives, and it or this daemon is too old for the other.
+    #[error("{0}; `kubectl delete pod` ends it, or start the coracle of that version again")]
+    Refused(String),
+    /// It was asked, and could not do it.
+    #[error("{0}")]
+    Failed(String),
     /// It cannot be asked, for a reason on this side.
     #[error("cannot talk to the keeper of the sandbox: {0}")]
     Unasked(io::Error),
@@ -113,7 +117,10 @@ impl From<NoAnswer> for CriError {
     fn from(reason: NoAnswer) -> Self {
         match reason {
             NoAnswer::Silent => CriError::DeadlineExceeded(reason.to_string()),
-            NoAnswer::Gone | NoAnswer::Unasked(_) => CriError::Internal(reason.to_string()),
+            NoAnswer::Refused(_) => CriError::FailedPrecondition(reason.to_string()),
+            NoAnswer::Gone | NoAnswer::Failed(_) | NoAnswer::Unasked(_) => {
+                CriError::Internal(reason.to_string())
+            }
         }
     }
 }
@@ -137,7 +144,8 @@ impl Connection {
             .map_err(io::Error::from)?;
         rustix::net::connect(&socket, &address(&directory, SOCKET_FILE)?).map_err(io::Error::from)?;
         // The first message on a fresh socket always has room.
-        wire::send(&socket, &Envelope { version: PROTOCOL_VERSION, request }, descriptors)?;
+        let envelope = Envelope { version: request.since(), request };
+        wire::send(&socket, &envelope, descriptors)?;
         Ok(Connection { socket: watched(socket)? })
     }
 

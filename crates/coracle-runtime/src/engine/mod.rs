@@ -8,7 +8,7 @@
 //! - A container's end is on disk, written by its keeper, before anyone here hears of it; the word carries the
 //!   end too, for when the disk is full.
 //! - Only a keeper that nobody can reach any more is dead. One that is silent is waited for with a limit, and what
-//!   it keeps is believed to go on.
+//!   it keeps is believed to go on; `silence.rs` says when that ends.
 //!
 //! Where to read next: `sandbox.rs` and `container.rs` for the operations, `session.rs` for exec, `recover.rs`
 //! for what a new daemon does, `rootfs.rs` and `spec.rs` for what a container sees.
@@ -23,6 +23,7 @@ mod rootfs;
 mod sandbox;
 mod service;
 mod session;
+mod silence;
 mod spec;
 mod state;
 mod stop;
@@ -50,6 +51,7 @@ use state::{ContainerRecord, Layout, SandboxPhase, SandboxRecord};
 
 pub use cgroup::{CgroupVersion, MachineCgroups};
 pub use purge::purge;
+pub use silence::Patience;
 
 /// Where one cluster's runtime keeps its things. No two clusters share any of these.
 #[derive(Debug, Clone)]
@@ -62,6 +64,8 @@ pub struct RuntimeConfig {
     pub cgroup_root: PathBuf,
     /// When logs of containers are rotated.
     pub log_limit: LogLimit,
+    /// How long keepers may be silent.
+    pub patience: Patience,
 }
 
 /// Where root file systems come from. Everything may block.
@@ -110,6 +114,7 @@ struct Inner {
     listeners: Mutex<Vec<mpsc::Sender<ContainerEvent>>>,
     held_capabilities: u64,
     log_limit: LogLimit,
+    patience: Patience,
 }
 
 #[derive(Default)]
@@ -129,6 +134,7 @@ struct Sandbox {
     met: watch::Sender<bool>,
     /// Turns true when the keeper has gone and what it left has been seen to.
     gone: watch::Sender<bool>,
+    silence: silence::Silence,
 }
 
 #[derive(Debug, Clone)]
@@ -185,6 +191,7 @@ impl EmbeddedRuntime {
                 listeners: Mutex::default(),
                 held_capabilities: held_capabilities(),
                 log_limit: config.log_limit,
+                patience: config.patience,
             }))
         })
         .await?;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_cri::{CriResult, PodSandboxId};
 use futures::future::join_all;
@@ -10,6 +11,9 @@ use super::container::unmount_roots_of;
 use super::keeper::NoAnswer;
 use super::state::{self, CONTAINER_FILE, ContainerRecord, SANDBOX_FILE, SandboxPhase, SandboxRecord};
 use super::{Container, Inner, Phase, Sandbox, blocking, internal, lock};
+
+/// How long a start waits for keepers. Who has not answered then is asked on while others are served.
+const MEET_LIMIT: Duration = Duration::from_secs(2);
 
 impl Inner {
     pub(super) async fn recover(self: &Arc<Self>) -> CriResult<()> {
@@ -33,8 +37,10 @@ impl Inner {
                 }
             }
         }
-        // All at once: one keeper that is stopped or waits for a disk does not hold up the others.
-        let meetings = join_all(sandboxes.iter().map(|sandbox| self.meet(&sandbox.record.id)));
+        // All at once, and not for long: one keeper that is stopped or waits for a disk does not hold up the others.
+        let meetings = join_all(sandboxes.iter().map(async |sandbox| {
+            self.clock.timeout(MEET_LIMIT, self.meet(sandbox)).await.unwrap_or(Err(NoAnswer::Silent))
+        }));
         let leftovers = join_all(half_made.iter().map(async |record| {
             if let Err(error) = self.take_back(record).await {
                 tracing::error!(sandbox = %record.id, %error, "cannot take back a sandbox that was not made to the end");
@@ -62,6 +68,7 @@ impl Inner {
                     tracing::warn!(sandbox = %sandbox.record.id, "a sandbox has lost its keeper");
                     self.without_keeper(&sandbox).await;
                 }
+                Err(NoAnswer::Refused(_)) => self.watch_keeper(sandbox, None, None),
                 Err(reason) => {
                     tracing::error!(sandbox = %sandbox.record.id, %reason, "it is believed to run, and asked again");
                     self.watch_keeper(sandbox, None, None);
@@ -88,7 +95,7 @@ impl Inner {
 
     /// Takes back what a sandbox has of which only the id is known. Its containers' control groups go with them.
     async fn clear_unknown(self: &Arc<Self>, id: &str) -> CriResult<()> {
-        self.shut_keeper(id).await;
+        self.shut_keeper(id).await?;
         self.network.teardown(&PodSandboxId(id.to_owned())).await?;
         let (inner, id) = (Arc::clone(self), id.to_owned());
         blocking(move || {

@@ -18,8 +18,9 @@ use coracle_keeper::{MOUNTS_DIR, NAMESPACES_DIR, Reply, Request, SETUP_FILE, San
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 use tokio::sync::watch;
 
-use super::keeper::{ANSWER_LIMIT, Connection, NoAnswer};
+use super::keeper::{Connection, NoAnswer};
 use super::rootfs::unmount_all;
+use super::silence::Silence;
 use super::state::{self, SANDBOX_FILE, SandboxPhase, SandboxRecord};
 use super::{Inner, KEEPERS_CGROUP, Sandbox, SandboxState, blocking, failed, internal, lock};
 
@@ -29,8 +30,8 @@ const SHM_OPTIONS: &std::ffi::CStr = c"mode=700,size=67108864";
 /// The Pod's `/dev/shm` in its mounts.
 pub(super) const SHM_DIR: &str = "shm";
 
-/// How long a keeper may take to end what it was told to end.
-const KEEPER_END_LIMIT: Duration = Duration::from_secs(30);
+/// How long one may take that keeps nothing: of a sandbox that was not made to the end, for example.
+const SHUT_LIMIT: Duration = Duration::from_secs(5);
 
 impl Sandbox {
     pub(super) fn new(record: SandboxRecord) -> Arc<Self> {
@@ -42,6 +43,7 @@ impl Sandbox {
             ending: AtomicBool::new(false),
             met: watch::Sender::new(false),
             gone: watch::Sender::new(false),
+            silence: Silence::default(),
         })
     }
 
@@ -130,7 +132,7 @@ impl Inner {
         *child = Some(blocking(move || inner.prepare_sandbox(&copy)).await?);
         let run = self.layout.sandbox_run(&record.id);
         let mut events = Connection::ask(&run, Request::Subscribe, &[])?;
-        match events.reply_within(&self.clock, ANSWER_LIMIT).await {
+        match events.reply_within(&self.clock, self.patience.answer).await {
             Ok(Reply::Hello { .. }) => {}
             Ok(Reply::Failed { message }) => {
                 return Err(CriError::Internal(format!("failed to set up sandbox: {message}")));
@@ -260,18 +262,32 @@ impl Inner {
         }
         sandbox.ending.store(true, Ordering::Release);
         let run = self.layout.sandbox_run(&sandbox.record.id);
-        match Connection::ask(&run, Request::Shutdown, &[]) {
-            Ok(_connection) => {
-                let mut gone = sandbox.gone.subscribe();
-                let ended = self.clock.timeout(KEEPER_END_LIMIT, gone.wait_for(|gone| *gone)).await;
-                ended
-                    .map(|_| ())
-                    .ok_or_else(|| CriError::DeadlineExceeded("the sandbox's keeper does not end".to_owned()))
+        let mut gone = sandbox.gone.subscribe();
+        if sandbox.silence.refusal().is_none() {
+            match Connection::ask(&run, Request::Shutdown, &[]) {
+                // Its connections are full: it has been silent for long.
+                Ok(_) | Err(NoAnswer::Silent) => {}
+                // No keeper: there is nothing to end.
+                Err(NoAnswer::Gone) => return Ok(()),
+                Err(reason) => return Err(reason.into()),
             }
-            // No keeper: there is nothing to end.
-            Err(NoAnswer::Gone) => Ok(()),
-            Err(reason) => Err(reason.into()),
+            if self.clock.timeout(self.patience.at_end, gone.wait_for(|gone| *gone)).await.is_some() {
+                return Ok(());
+            }
+            // One that answers waits for processes that the kernel does not let go: without it they would not end
+            // either.
+            match self.meet(sandbox).await {
+                Err(NoAnswer::Silent | NoAnswer::Refused(_)) => {}
+                _ => {
+                    return Err(CriError::DeadlineExceeded("the sandbox's keeper does not end".to_owned()));
+                }
+            }
         }
+        self.end_by_force(sandbox).await?;
+        let ended = self.clock.timeout(self.patience.answer, gone.wait_for(|gone| *gone)).await;
+        ended.map(|_| ()).ok_or_else(|| {
+            CriError::DeadlineExceeded("the sandbox's keeper has been killed and does not end".to_owned())
+        })
     }
 
     pub(super) fn remove_run_dir(&self, id: &str) -> CriResult<()> {
@@ -293,17 +309,23 @@ impl Inner {
         Ok(())
     }
 
-    /// Ends the keeper of a sandbox that nobody watches, if there is one.
-    pub(super) async fn shut_keeper(&self, sandbox: &str) {
-        if let Ok(mut keeper) = Connection::ask(&self.layout.sandbox_run(sandbox), Request::Shutdown, &[]) {
+    /// Ends the keeper of a sandbox that nobody watches, if there is one. It keeps nothing that matters, so one
+    /// that does not hear is killed soon.
+    pub(super) async fn shut_keeper(self: &Arc<Self>, sandbox: &str) -> CriResult<()> {
+        let asked = match Connection::ask(&self.layout.sandbox_run(sandbox), Request::Shutdown, &[]) {
             // Until it has closed its side.
-            let _ = keeper.reply_within(&self.clock, KEEPER_END_LIMIT).await;
+            Ok(mut keeper) => keeper.reply_within(&self.clock, SHUT_LIMIT).await,
+            Err(reason) => Err(reason),
+        };
+        match asked {
+            Ok(Reply::Failed { .. }) | Err(NoAnswer::Silent) => self.kill_keeper(sandbox).await,
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 
     /// Takes back all that a sandbox has, at whatever point its making or removing stopped.
     pub(super) async fn take_back(self: &Arc<Self>, record: &SandboxRecord) -> CriResult<()> {
-        self.shut_keeper(&record.id).await;
+        self.shut_keeper(&record.id).await?;
         if own_network(&record.config) {
             self.network.teardown(&PodSandboxId(record.id.clone())).await?;
         }

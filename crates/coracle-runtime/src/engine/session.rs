@@ -66,6 +66,9 @@ impl Inner {
             return Err(CriError::InvalidArgument("no command specified".to_owned()));
         }
         let record = &container.record;
+        if let Some(why) = self.sandbox(&record.sandbox)?.silence.refusal() {
+            return Err(keeper::NoAnswer::Refused(why).into());
+        }
         let specification: Value = state::load(&self.layout.container(&record.id), SPEC_FILE)
             .map_err(internal)?
             .ok_or_else(|| CriError::NotFound("the container has no specification".to_owned()))?;

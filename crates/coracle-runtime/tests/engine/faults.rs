@@ -11,7 +11,7 @@ use coracle_cri::{
     PodSandboxId, PodSandboxState, RuntimeService,
 };
 use coracle_keeper::{Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, SOCKET_FILE, wire};
-use coracle_runtime::EmbeddedRuntime;
+use coracle_runtime::{EmbeddedRuntime, Patience};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
@@ -247,9 +247,31 @@ fn a_start_that_hangs_is_broken_off_by_a_stop() {
     });
 }
 
+/// The sandbox of a container, as the disk knows it.
+fn sandbox_of(host: &Host, id: &ContainerId) -> PodSandboxId {
+    let record = std::fs::read(host.config.data_dir.join("containers").join(&id.0).join("container.json"));
+    let record: serde_json::Value = serde_json::from_slice(&record.unwrap()).unwrap();
+    PodSandboxId(record["sandbox"].as_str().unwrap().to_owned())
+}
+
+/// The keeper of a sandbox.
+fn keeper_of(host: &Host, sandbox: &PodSandboxId) -> Pid {
+    let dir = host.config.run_dir.join("sandboxes").join(&sandbox.0);
+    Pid::from_raw(*keepers(&dir.to_string_lossy()).first().expect("the keeper runs")).unwrap()
+}
+
+/// A host where a silent keeper is given up soon.
+fn impatient(at_end: Duration, ever: Duration) -> Host {
+    let mut host = Host::new();
+    host.config.patience = Patience { answer: Duration::from_millis(300), at_end, ever };
+    host
+}
+
+const LONG: Duration = Duration::from_secs(600);
+
 #[test]
 fn a_keeper_that_is_silent_holds_up_nobody_else() {
-    let host = Host::new();
+    let host = impatient(LONG, LONG);
     let (silent, other) = first_daemon(
         async |runtime| {
             let script = shell("exec sleep 1000");
@@ -257,16 +279,11 @@ fn a_keeper_that_is_silent_holds_up_nobody_else() {
         },
         &host,
     );
-    let record =
-        std::fs::read(host.config.data_dir.join("containers").join(&silent.0).join("container.json"));
-    let record: serde_json::Value = serde_json::from_slice(&record.unwrap()).unwrap();
-    let sandbox = PodSandboxId(record["sandbox"].as_str().unwrap().to_owned());
-    let dir = host.config.run_dir.join("sandboxes").join(&sandbox.0);
-    let keeper = keepers(&dir.to_string_lossy());
-    let keeper = Pid::from_raw(*keeper.first().expect("the keeper runs")).unwrap();
+    let sandbox = sandbox_of(&host, &silent);
+    let keeper = keeper_of(&host, &sandbox);
     kill_process(keeper, Signal::STOP).unwrap();
     block_on(async {
-        let opened = host.clock.timeout(Duration::from_secs(60), host.open()).await;
+        let opened = host.clock.timeout(Duration::from_secs(20), host.open()).await;
         let runtime = opened.expect("the others are served");
         assert_eq!(runtime.container_status(&silent).await.unwrap().container.state, ContainerState::Running);
         assert_eq!(
@@ -275,14 +292,90 @@ fn a_keeper_that_is_silent_holds_up_nobody_else() {
             "nobody says that it is dead"
         );
         runtime.stop_container(&other, Duration::ZERO).await.unwrap();
-        let stopped = runtime.stop_container(&silent, Duration::ZERO).await;
-        assert!(matches!(stopped, Err(CriError::DeadlineExceeded(_))), "{stopped:?}");
-        kill_process(keeper, Signal::CONT).unwrap();
+        let stopping = runtime.stop_container(&silent, Duration::ZERO);
+        let going_on = async {
+            host.clock.sleep(Duration::from_secs(1)).await;
+            kill_process(keeper, Signal::CONT).unwrap();
+        };
+        let (stopped, ()) = futures::join!(stopping, going_on);
+        stopped.unwrap();
         assert_eq!(wait_for_exit(&runtime, &silent).await.exit_code, Some(137), "what it was told, it does");
         for sandbox in runtime.list_pod_sandboxes(&Default::default()).await.unwrap() {
             runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
         }
     });
+}
+
+#[test]
+fn a_keeper_that_stays_silent_does_not_keep_its_pod_from_ending() {
+    let host = impatient(Duration::from_secs(1), LONG);
+    let (id, sandbox) = left_running(&host, "exec sleep 1000");
+    kill_process(keeper_of(&host, &sandbox), Signal::STOP).unwrap();
+    block_on(async {
+        let runtime = host.open().await;
+        let removed = host.clock.timeout(Duration::from_secs(30), runtime.remove_pod_sandbox(&sandbox)).await;
+        removed.expect("it is ended by force").unwrap();
+        assert!(matches!(runtime.container_status(&id).await, Err(CriError::NotFound(_))));
+        assert_eq!(host.pod_cgroups(), Vec::<String>::new());
+        assert_eq!(host.leftovers().iter().filter(|left| !left.starts_with("cgroup")).count(), 0);
+    });
+}
+
+#[test]
+fn a_keeper_that_never_answers_is_given_up_some_day() {
+    let host = impatient(LONG, Duration::from_secs(1));
+    let (id, sandbox) = left_running(&host, "exec sleep 1000");
+    kill_process(keeper_of(&host, &sandbox), Signal::STOP).unwrap();
+    block_on(async {
+        let runtime = host.open().await;
+        let status = wait_for_exit(&runtime, &id).await;
+        assert_eq!((status.exit_code, status.reason.as_str()), (Some(255), "Unknown"));
+        let stopped = async {
+            while sandbox_state(&runtime, &sandbox).await == PodSandboxState::Ready {
+                host.clock.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        host.clock.timeout(Duration::from_secs(30), stopped).await.expect("its sandbox is not ready");
+        runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    });
+}
+
+/// What a keeper says to a daemon whose version it does not speak, or that does not speak its own.
+fn unsuited() -> [(Reply, &'static str); 2] {
+    let newer = "the keeper of this Pod was started by an older coracle and speaks version 1 of the protocol";
+    [
+        (
+            Reply::Hello { version: 0, pid: 1, running: Vec::new() },
+            "speaks version 0 of the protocol, which is too old",
+        ),
+        (Reply::Failed { message: newer.to_owned() }, newer),
+    ]
+}
+
+#[test]
+fn a_keeper_of_a_version_that_is_not_spoken_keeps_its_containers_until_its_pod_ends() {
+    for (answer, words) in unsuited() {
+        let host = impatient(LONG, LONG);
+        let (id, sandbox) = left_running(&host, "exec sleep 1000");
+        let mut keeper = Scripted::at(&host.config.run_dir.join("sandboxes").join(&sandbox.0));
+        block_on(async {
+            let script = async {
+                let (request, socket) = keeper.next(&host).await;
+                assert_eq!(request, Request::Subscribe);
+                say(&socket, &answer);
+                socket
+            };
+            let (runtime, _socket) = futures::join!(host.open(), script);
+            assert_eq!(sandbox_state(&runtime, &sandbox).await, PodSandboxState::Ready);
+            assert_eq!(runtime.container_status(&id).await.unwrap().container.state, ContainerState::Running);
+            let refused = runtime.exec_sync(&id, &["true".to_owned()], None).await.unwrap_err().to_string();
+            assert!(refused.contains(words) && refused.contains("kubectl delete pod"), "{refused}");
+            let removed =
+                host.clock.timeout(Duration::from_secs(30), runtime.remove_pod_sandbox(&sandbox)).await;
+            removed.expect("it is ended by force").unwrap();
+            assert_eq!(host.pod_cgroups(), Vec::<String>::new());
+        });
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use coracle_cri::{
     RuntimeService,
 };
 use coracle_runtime::image::Rootfs;
-use coracle_runtime::{EmbeddedRuntime, LogLimit, RootfsSource, RuntimeConfig, purge};
+use coracle_runtime::{EmbeddedRuntime, LogLimit, Patience, RootfsSource, RuntimeConfig, purge};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -103,6 +103,7 @@ impl Host {
             run_dir: dir.path().join("run"),
             cgroup_root: PathBuf::from(format!("/{name}")),
             log_limit: LogLimit::default(),
+            patience: Patience::default(),
         };
         Host { dir, config, clock: Clock::system(), name }
     }

@@ -11,7 +11,7 @@ use coracle_clock::{Clock, Rng, select};
 use coracle_kubelet::{Kubelet, KubeletApi, KubeletConfig, KubeletError, Machine};
 use coracle_net::bridge::{BridgeConfig, BridgeNetwork};
 use coracle_net::overlay::{self, Overlay, OverlayConfig};
-use coracle_runtime::{EmbeddedRuntime, LogLimit, RuntimeConfig};
+use coracle_runtime::{EmbeddedRuntime, LogLimit, Patience, RuntimeConfig};
 use k8s_openapi::api::core::v1::Node;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -186,5 +186,6 @@ pub(super) fn runtime_config(cluster: &Cluster) -> RuntimeConfig {
         run_dir: cluster.run.clone(),
         cgroup_root: cluster.cgroup_root().into(),
         log_limit: LogLimit::default(),
+        patience: Patience::default(),
     }
 }
