@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_clock::Clock;
+use coracle_clock::watch;
 use coracle_store::{EventKind, Revision, Store, StoreError, StoreResult, WatchBatch, WatchStream};
-use tokio::sync::watch;
 
 use crate::object;
 

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::{MAPS, World, config_map, revision};
 use coracle_apiserver::ServerEnd;
+use coracle_clock::watch;
 use coracle_store::simfs::SimFs;
 use coracle_store::{
     KeyValue, ListPage, ListRequest, Op, Revision, Store, StoreError, StoreResult, Txn, TxnOutcome,
@@ -18,7 +19,7 @@ use coracle_store::{
 };
 use futures::future::BoxFuture;
 use serde_json::json;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 /// The embedded engine behind a switch.
 struct Switched {
@@ -63,7 +64,6 @@ impl Store for Switched {
         self.check()?;
         let mut inner = self.store.watch(prefix, after).await?;
         let mut end = self.end.subscribe();
-        end.mark_unchanged();
         let (sender, receiver) = mpsc::channel(64);
         let away = Arc::clone(&self.away);
         tokio::spawn(async move {

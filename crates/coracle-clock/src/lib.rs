@@ -5,11 +5,13 @@
 //! them down. That is what lets a cluster run on virtual time and a seed replay a run. `clippy.toml` disallows
 //! the ways around this crate.
 //!
-//! Waiting is done on Tokio's timer, so that a paused Tokio runtime is virtual time for everything.
+//! Waiting is done on Tokio's timer, so that a paused Tokio runtime is virtual time for everything. [`watch`] replaces
+//! Tokio's channel of that name, and [`Clock::blocking`] its pool of threads, because both would make a run unrepeatable.
 
 mod clock;
 mod ids;
 mod rng;
+pub mod watch;
 
 pub use clock::{Clock, later};
 pub use ids::{Ids, name_suffix};

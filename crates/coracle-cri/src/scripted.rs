@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_clock::Clock;
+use coracle_clock::watch;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::{
     AuthConfig, Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter, ContainerId,

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use coracle_client::{EventRecorder, EventType, Informer, reference};
 use coracle_clock::Clock;
+use coracle_clock::watch;
 use coracle_cri::{ImageService, RuntimeService};
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Service};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 use crate::KubeletConfig;
 use crate::pod::inputs::NodeFacts;

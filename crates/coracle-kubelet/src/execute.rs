@@ -9,11 +9,10 @@ use coracle_client::{Deletion, ErrorExt as _, ObjectKey, request};
 use coracle_cri::{ContainerId, CriError, Image, ImageSpec, PodSandboxConfig, PodSandboxId};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
-use tokio::fs;
 use tracing::{info, warn};
 
 use crate::context::Context;
-use crate::logs::remove_logs;
+use crate::disk::{self, ContainerFiles, PodFiles};
 use crate::pod::history::Outcome;
 use crate::pod::inputs::PodInputs;
 use crate::pod::reasons::{self, PodEvent};
@@ -38,7 +37,8 @@ pub(crate) async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt
         );
         context.report(&pod, &PodEvent::pod_warning("MissingClusterDNS", text));
     }
-    let result = match fs::create_dir_all(&config.log_directory).await {
+    let logs = config.log_directory.clone();
+    let result = match context.clock.blocking(move || std::fs::create_dir_all(logs)).await {
         Ok(()) => context.runtime.run_pod_sandbox(&config).await.map_err(|e| e.to_string()),
         Err(why) => Err(format!("cannot make the log directory {}: {why}", config.log_directory.display())),
     };
@@ -56,7 +56,8 @@ async fn make_sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> (Pod
     let config = &context.config;
     let identity = PodIdentity::of(pod);
     let spec = spec_of(pod);
-    let node_dns = fs::read_to_string(&config.resolv_conf).await.unwrap_or_default();
+    let resolv_conf = config.resolv_conf.clone();
+    let node_dns = context.clock.blocking(move || disk::text(&resolv_conf)).await;
     let cluster = files::ClusterDns { servers: &config.cluster_dns, domain: &config.cluster_domain };
     let node_dns = files::parse_resolv_conf(&node_dns);
     let (dns, missing) = files::pod_dns(&spec, &identity.namespace, &node_dns, cluster);
@@ -218,7 +219,7 @@ async fn try_start(
         .await
         .map_err(|why| (reasons::CREATE_CONTAINER_ERROR, why.to_string()))?;
     context.report(pod, &PodEvent::normal(name, "Created", "Container created"));
-    link_log(context, pod, name, &id, &sandbox_config.log_directory.join(&config.log_path)).await;
+    link_log(context, pod, name, &id, sandbox_config.log_directory.join(&config.log_path)).await;
     let started = context.runtime.start_container(&id).await;
     started.map_err(|why| (reasons::RUN_CONTAINER_ERROR, why.to_string()))?;
     context.report(pod, &PodEvent::normal(name, "Started", "Container started"));
@@ -243,7 +244,7 @@ async fn resolve_image(
     Err((reasons::IMAGE_INSPECT_ERROR, format!("Failed to inspect image \"{named}\": no such image")))
 }
 
-/// Makes the container's log directory, the Pod's hosts file and an empty termination message file.
+/// Makes what the container will find mounted: the Pod's hosts file and an empty termination message file.
 async fn prepare_files(
     context: &Context,
     pod: &Pod,
@@ -251,48 +252,35 @@ async fn prepare_files(
     start: &StartContainer,
     log_directory: &Path,
 ) -> io::Result<(PathBuf, PathBuf)> {
-    fs::create_dir_all(log_directory.join(&start.container)).await?;
     let directory = pod_dir(context, &PodIdentity::of(pod));
     let own = directory.join("containers").join(&start.container);
-    fs::create_dir_all(&own).await?;
-
     let spec = spec_of(pod);
     let aliases = spec.host_aliases.as_deref().unwrap_or_default();
-    let text = if spec.host_network == Some(true) {
-        let node_file = fs::read_to_string(&context.config.hosts_file).await.unwrap_or_default();
+    let hosts = if spec.host_network == Some(true) {
+        let node_file = context.config.hosts_file.clone();
+        let node_file = context.clock.blocking(move || disk::text(&node_file)).await;
         files::host_network_hosts(&node_file, aliases)
     } else {
         let full = fqdn(pod, &spec, &context.config.cluster_domain);
         files::hosts(pod_ips, &short_hostname(pod, &spec), full.as_deref(), aliases)
     };
     let hosts_file = directory.join("etc-hosts");
-    // Containers that run have this very file mounted: it is only written when it says something else.
-    if fs::read_to_string(&hosts_file).await.ok().as_deref() != Some(text.as_str()) {
-        fs::write(&hosts_file, text).await?;
-        set_mode(&hosts_file, 0o644).await?;
-    }
     let termination_file = own.join(format!("{}-termination-log", start.attempt));
-    fs::write(&termination_file, "").await?;
-    set_mode(&termination_file, 0o666).await?;
+    let made = ContainerFiles {
+        log_directory: log_directory.join(&start.container),
+        hosts_file: hosts_file.clone(),
+        hosts,
+        termination_file: termination_file.clone(),
+    };
+    context.clock.blocking(move || made.make()).await?;
     Ok((hosts_file, termination_file))
 }
 
-async fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).await
-}
-
-async fn link_log(context: &Context, pod: &Pod, container: &str, id: &ContainerId, log: &Path) {
+async fn link_log(context: &Context, pod: &Pod, container: &str, id: &ContainerId, log: PathBuf) {
     let identity = PodIdentity::of(pod);
     let link = context.config.container_log_link(&identity.namespace, &identity.name, container, &id.0);
-    let made = async {
-        fs::create_dir_all(&context.config.container_logs_dir).await?;
-        match fs::symlink(log, &link).await {
-            Err(why) if why.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            other => other,
-        }
-    };
-    if let Err(why) = made.await {
+    let path = link.clone();
+    if let Err(why) = context.clock.blocking(move || disk::link_log(&log, &path)).await {
         warn!(link = %link.display(), error = %why, "cannot link a container's log");
     }
 }
@@ -317,14 +305,10 @@ pub(crate) async fn remove_container(context: Arc<Context>, pod: PodIdentity, id
     }
     if let Ok(status) = status {
         let name = &status.container.name;
-        let _ =
-            fs::remove_file(context.config.container_log_link(&pod.namespace, &pod.name, name, &id.0)).await;
-        // The log's file name is the restart count: a container made after a reset may write it now.
-        let log = status.log_path.clone();
-        let _ = tokio::task::spawn_blocking(move || remove_logs(&log)).await;
-        if let Some(file) = termination::message_file(&status) {
-            let _ = fs::remove_file(file).await;
-        }
+        let link = context.config.container_log_link(&pod.namespace, &pod.name, name, &id.0);
+        let message = termination::message_file(&status);
+        let log = status.log_path;
+        context.clock.blocking(move || disk::remove_container(&link, &log, message.as_deref())).await;
     }
     Outcome::TeardownDone
 }
@@ -345,31 +329,19 @@ pub(crate) async fn delete_pod(context: Arc<Context>, key: ObjectKey, uid: Strin
 
 pub(crate) async fn clean_up(context: Arc<Context>, pod: PodIdentity) -> Outcome {
     let logs = context.config.pod_log_dir(&pod.namespace, &pod.name, &pod.uid);
-    match remove_files(&context, &pod, &logs).await {
+    let files = PodFiles {
+        links: context.config.container_logs_dir.clone(),
+        prefix: format!("{}_{}_", pod.name, pod.namespace),
+        logs,
+        directory: pod_dir(&context, &pod),
+    };
+    match context.clock.blocking(move || files.remove()).await {
         Ok(()) => Outcome::CleanedUp,
         Err(why) => {
             warn!(pod = %pod.full_name(), error = %why, "cannot remove the pod's directories");
             Outcome::TeardownFailed
         }
     }
-}
-
-async fn remove_files(context: &Context, pod: &PodIdentity, logs: &Path) -> io::Result<()> {
-    let absent = |result: io::Result<()>| match result {
-        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
-    let prefix = format!("{}_{}_", pod.name, pod.namespace);
-    if let Ok(mut links) = fs::read_dir(&context.config.container_logs_dir).await {
-        while let Some(link) = links.next_entry().await? {
-            let named = link.file_name().to_string_lossy().starts_with(&prefix);
-            if named && fs::read_link(link.path()).await.is_ok_and(|target| target.starts_with(logs)) {
-                absent(fs::remove_file(link.path()).await)?;
-            }
-        }
-    }
-    absent(fs::remove_dir_all(logs).await)?;
-    absent(fs::remove_dir_all(pod_dir(context, pod)).await)
 }
 
 /// Stops and removes what the runtime holds of a Pod that the API server does not know, with its directories.

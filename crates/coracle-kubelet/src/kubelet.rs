@@ -9,12 +9,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coracle_client::{EventRecorder, Informer, ListOptions, ObjectKey, uid_of};
+use coracle_clock::watch;
 use coracle_clock::{Clock, Rng};
 use coracle_cri::{ContainerEvent, ImageService, PodSandboxFilter, RuntimeService};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -108,7 +109,8 @@ impl Kubelet {
         self.listen().await?;
         let Kubelet { config, client, runtime, images, clock, mut rng, listener } = self;
         for path in [&config.pods_dir, &config.pod_logs_dir, &config.container_logs_dir] {
-            let made = tokio::fs::create_dir_all(path).await;
+            let directory = path.clone();
+            let made = clock.blocking(move || std::fs::create_dir_all(directory)).await;
             made.map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
         }
         let version = runtime.version().await.map_err(KubeletError::Runtime)?;

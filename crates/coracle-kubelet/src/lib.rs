@@ -2,12 +2,13 @@
 //!
 //! The decisions are in [`pod`] (one Pod), [`admission`] (the node) and [`spec`] (what the runtime is asked for): pure
 //! functions over plain data. Around them, `kubelet` is the node core, `worker` the loop of one Pod, `execute` the
-//! operations it starts, `node` the Node object and its Lease (`node_events` tells of it), [`server`] the HTTPS API, [`logs`] what it reads.
+//! operations it starts, `disk` what it keeps on disk, `node` the Node object and its Lease (`node_events` tells of it), [`server`] the HTTPS API, [`logs`] what it reads.
 //! The runtime is whatever implements the traits of `coracle-cri`.
 
 pub mod admission;
 mod config;
 mod context;
+mod disk;
 mod execute;
 mod kubelet;
 pub mod logs;

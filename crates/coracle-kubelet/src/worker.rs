@@ -309,8 +309,8 @@ impl Worker {
         for status in containers.iter().filter(|c| c.container.state == ContainerState::Exited) {
             let id = &status.container.id;
             if !self.termination_messages.contains_key(id) {
-                let message =
-                    termination::read_message(&self.context.config.pod_logs_dir, &self.pod, status).await;
+                let Context { clock, config, .. } = &*self.context;
+                let message = termination::read_message(clock, &config.pod_logs_dir, &self.pod, status).await;
                 self.termination_messages.insert(id.clone(), message);
             }
         }

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
-use tokio::sync::{Notify, watch};
+use coracle_clock::watch;
+use tokio::sync::Notify;
 
 use crate::{Object, ObjectKey, key_of, revision_of};
 

@@ -139,7 +139,7 @@ async fn a_long_log_is_read_from_near_its_end() {
 
 /// A follower in a task, and what it has read so far.
 struct Follower {
-    output: tokio::sync::watch::Receiver<Vec<u8>>,
+    output: coracle_clock::watch::Receiver<Vec<u8>>,
     end: Option<oneshot::Sender<()>>,
     task: tokio::task::JoinHandle<Result<(), LogError>>,
     watcher: Arc<LogWatcher>,
@@ -154,7 +154,7 @@ impl Follower {
             async move { watcher.run().await }
         });
         let (end, ended) = oneshot::channel();
-        let (sender, output) = tokio::sync::watch::channel(Vec::new());
+        let (sender, output) = coracle_clock::watch::channel(Vec::new());
         let ended = ended.map(drop).boxed();
         let options = Log::options(query);
         let mut reader =

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use coracle_client::LiveCertificate;
 use coracle_clock::Clock;
+use coracle_clock::watch;
 use coracle_cri::{
     Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter, ContainerId,
     ContainerState, ContainerStatus, CriError, CriResult, ExecRequest, ExecSyncResult, ImageSpec,
@@ -24,7 +25,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;

@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coracle_clock::watch;
 use coracle_cri::{
     ContainerConfig, ContainerEventKind, ContainerId, CriError, CriResult, ImageRunConfig,
     LinuxContainerResources, MountPropagation, NamespaceMode, PodSandboxId,
 };
 use coracle_keeper::{ExitRecord, MOUNTS_DIR, NAMESPACES_DIR, Reply, Request, Start};
 use nix::sys::signal::Signal;
-use tokio::sync::watch;
 
 use crate::image::DeviceNodes;
 

@@ -34,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use coracle_clock::watch;
 use coracle_clock::{Clock, Rng};
 use coracle_cri::{
     ContainerEvent, ContainerEventKind, ContainerId, CriError, CriResult, ImageRunConfig,
@@ -42,7 +43,7 @@ use coracle_cri::{
 use coracle_keeper::ExitRecord;
 pub use coracle_keeper::LogLimit;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use crate::image::{ImageStore, Rootfs};
 use cgroup::Cgroups;

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coracle_clock::watch;
 use coracle_cri::{
     ContainerEventKind, CriError, CriResult, DnsConfig, NamespaceMode, PodNetworkRequest, PodSandboxConfig,
     PodSandboxId,
 };
 use coracle_keeper::{MOUNTS_DIR, NAMESPACES_DIR, Reply, Request, SETUP_FILE, SandboxSetup};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-use tokio::sync::watch;
 
 use super::keeper::{Connection, NoAnswer};
 use super::rootfs::unmount_all;

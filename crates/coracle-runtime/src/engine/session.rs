@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use coracle_clock::watch;
 use coracle_cri::{
     ContainerId, CriError, CriResult, ExecRequest, ExecSyncResult, StreamSession, TerminalSize,
 };
@@ -17,7 +18,7 @@ use rustix::net::{RecvFlags, SocketFlags, SocketType};
 use rustix::pipe::PipeFlags;
 use serde_json::Value;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 
 use super::keeper::{self, Connection, LAUNCH_LIMIT};
 use super::state::{self, SPEC_FILE};

@@ -2,9 +2,9 @@
 
 use std::net::SocketAddr;
 
+use coracle_clock::watch;
 use coracle_store::etcd::Target;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Forwards connections while it is not cut.

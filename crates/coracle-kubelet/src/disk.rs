@@ -1,0 +1,98 @@
+//! What the node agent keeps on disk for a Pod: plain blocking functions, one for each occasion.
+//!
+//! [`coracle_clock::Clock::blocking`] runs them where blocking does no harm.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use crate::logs::remove_logs;
+
+/// What a text file says; nothing if it cannot be read.
+pub(crate) fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+/// The files that a container finds mounted.
+#[derive(Debug)]
+pub(crate) struct ContainerFiles {
+    /// For the container's logs.
+    pub(crate) log_directory: PathBuf,
+    /// Shared by the containers of the Pod.
+    pub(crate) hosts_file: PathBuf,
+    pub(crate) hosts: String,
+    pub(crate) termination_file: PathBuf,
+}
+
+impl ContainerFiles {
+    /// Makes the container's log directory, the Pod's hosts file and an empty termination message file.
+    pub(crate) fn make(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.log_directory)?;
+        if let Some(directory) = self.termination_file.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        // Containers that run have this very file mounted: it is only written when it says something else.
+        if fs::read_to_string(&self.hosts_file).ok().as_deref() != Some(self.hosts.as_str()) {
+            fs::write(&self.hosts_file, &self.hosts)?;
+            set_mode(&self.hosts_file, 0o644)?;
+        }
+        fs::write(&self.termination_file, "")?;
+        set_mode(&self.termination_file, 0o666)
+    }
+}
+
+fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+}
+
+/// Makes `link` lead to `log`, if there is none yet.
+pub(crate) fn link_log(log: &Path, link: &Path) -> io::Result<()> {
+    if let Some(directory) = link.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    match symlink(log, link) {
+        Err(why) if why.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes what is on disk of a container that is gone. What cannot be removed goes with the Pod.
+pub(crate) fn remove_container(link: &Path, log: &Path, message: Option<&Path>) {
+    let _ = fs::remove_file(link);
+    // The log's file name is the restart count: a container made after a reset may write it now.
+    remove_logs(log);
+    if let Some(file) = message {
+        let _ = fs::remove_file(file);
+    }
+}
+
+/// What is on disk of a Pod.
+#[derive(Debug)]
+pub(crate) struct PodFiles {
+    /// Where the links to logs of all containers are.
+    pub(crate) links: PathBuf,
+    /// With what the names of this Pod's links begin.
+    pub(crate) prefix: String,
+    pub(crate) logs: PathBuf,
+    pub(crate) directory: PathBuf,
+}
+
+impl PodFiles {
+    /// Removes all of it; what is not there any more is no failure.
+    pub(crate) fn remove(&self) -> io::Result<()> {
+        let absent = |result: io::Result<()>| match result {
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        for link in fs::read_dir(&self.links).into_iter().flatten() {
+            let link = link?;
+            let named = link.file_name().to_string_lossy().starts_with(&self.prefix);
+            if named && fs::read_link(link.path()).is_ok_and(|target| target.starts_with(&self.logs)) {
+                absent(fs::remove_file(link.path()))?;
+            }
+        }
+        absent(fs::remove_dir_all(&self.logs))?;
+        absent(fs::remove_dir_all(&self.directory))
+    }
+}
