@@ -155,6 +155,12 @@ pub trait Strategy: Sync {
         &[]
     }
 
+    /// The selectable field of which so many values are watched one by one that events are indexed by it. It is the
+    /// path of a text in the stored form, and empty when it is missing.
+    fn indexed_field(&self) -> Option<&'static str> {
+        None
+    }
+
     /// The columns of the table of these objects.
     fn columns(&self) -> &'static [Column];
 
@@ -330,6 +336,18 @@ impl Resource {
                 .copied()
                 .filter(|name| !name.starts_with("metadata.")),
         )
+    }
+
+    /// All fields that field selectors may name, with this object's values.
+    #[must_use]
+    pub fn selectable_values(&self, object: &Value) -> Vec<(&'static str, String)> {
+        let mut values = self.strategy.selectable_fields(object);
+        values.retain(|(field, _)| !field.starts_with("metadata."));
+        values.push(("metadata.name", metadata::name(object).to_owned()));
+        if self.namespaced {
+            values.push(("metadata.namespace", metadata::namespace(object).to_owned()));
+        }
+        values
     }
 
     /// The value of one selectable field of an object.

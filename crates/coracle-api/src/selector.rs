@@ -515,6 +515,18 @@ impl FieldSelector {
         self.terms.iter().find(|term| term.equal && term.field == field).map(|term| term.value.as_str())
     }
 
+    /// Takes out the requirement that `field` has one value, and returns that value.
+    pub fn take_exact(&mut self, field: &str) -> Option<String> {
+        let at = self.terms.iter().position(|term| term.equal && term.field == field)?;
+        Some(self.terms.remove(at).value)
+    }
+
+    /// Whether an object with these values of its fields is selected.
+    #[must_use]
+    pub fn matches_values<'a>(&self, value: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.terms.iter().all(|term| (value(term.field).unwrap_or_default() == term.value) == term.equal)
+    }
+
     /// Whether an object of `resource` is selected.
     #[must_use]
     pub fn matches(&self, resource: &Resource, object: &Value) -> bool {

@@ -13,7 +13,7 @@ use serde_json::json;
 use tower::Service;
 
 use crate::body::full;
-use crate::hub::{Event, WatchEnd, Watcher};
+use crate::hub::{Event, Scope, WatchEnd, Watcher};
 use crate::server::{Core, InProcess, StartError};
 
 /// A pause after what could not be restored.
@@ -81,7 +81,7 @@ async fn watch_and_restore(core: &Arc<Core>) {
     ] {
         let Some(row) = catalogue::find("", "v1", plural) else { continue };
         let keys: Vec<String> = names.iter().map(|name| row.storage_key(namespace, name)).collect();
-        match core.hub.watch(row.storage_prefix, core.hub.progress()).await {
+        match core.hub.watch(row.storage_prefix, Scope::All, core.hub.progress()).await {
             Ok(watcher) => kept.push((watcher, keys)),
             Err(_) => return,
         }

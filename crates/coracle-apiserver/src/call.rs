@@ -8,6 +8,7 @@ use coracle_api::status::Status;
 use http::{HeaderMap, Method};
 
 use crate::auth::UserInfo;
+use crate::hub::{Attributes, Scope};
 use crate::negotiate::{Format, Transforms};
 use crate::request::{Query, ResourcePath, Verb, verb};
 
@@ -107,6 +108,37 @@ impl Call {
         Ok(filter)
     }
 
+    /// Divides what is selected into a part that is told from the key and the indexed field, and what is left for
+    /// the filter. Objects outside the request's namespace may be in the scope.
+    pub(crate) fn narrow(&self, mut filter: Filter) -> (Scope, Filter) {
+        let row = self.row;
+        let wanted = |field| filter.fields.exact(field).map(str::to_owned);
+        let namespace = self.namespace.clone().or_else(|| wanted("metadata.namespace"));
+        let scope = match (wanted("metadata.name"), &namespace) {
+            (Some(name), Some(namespace)) if row.namespaced => {
+                Some(Scope::Object(row.storage_key(namespace, &name).into()))
+            }
+            (Some(name), _) if !row.namespaced => Some(Scope::Object(row.storage_key("", &name).into())),
+            _ => None,
+        };
+        let scope = if let Some(scope) = scope {
+            filter.fields.take_exact("metadata.name");
+            scope
+        } else if let Some(value) =
+            row.strategy.indexed_field().and_then(|field| filter.fields.take_exact(field))
+        {
+            return (Scope::Indexed(value.into()), filter);
+        } else if let Some(namespace) = namespace.as_deref().filter(|_| row.namespaced) {
+            Scope::Namespace(row.storage_list_prefix(Some(namespace)).into())
+        } else {
+            Scope::All
+        };
+        if self.namespace.is_none() && scope != Scope::All {
+            filter.fields.take_exact("metadata.namespace");
+        }
+        (scope, filter)
+    }
+
     /// Whether nothing is to be written.
     pub(crate) fn dry_run(&self) -> Result<bool, Status> {
         dry_run(self.query.all("dryRun"), "Options", "meta.k8s.io")
@@ -135,6 +167,12 @@ impl Filter {
     /// Whether everything is selected, so that nothing needs to be decoded.
     pub(crate) fn is_everything(&self) -> bool {
         self.labels.is_everything() && self.fields.is_everything()
+    }
+
+    /// Whether an object with these attributes is selected.
+    pub(crate) fn selects(&self, attributes: &Attributes) -> bool {
+        self.labels.matches_labels(|name| attributes.label(name))
+            && self.fields.matches_values(|name| attributes.field(name))
     }
 
     /// Whether `object`, in the served form, is selected.

@@ -12,6 +12,7 @@ use coracle_api::{Timestamp, Value};
 use coracle_store::{Compare, ListRequest, Op, Revision, StoreError, Txn, TxnOutcome};
 use jiff::SignedDuration;
 
+use crate::hub::Scope;
 use crate::object;
 use crate::server::Core;
 
@@ -53,7 +54,7 @@ pub(crate) async fn expire(core: Arc<Core>) {
             }
             Ok(Swept { next: None, revision }) => {
                 // Whatever ends the watch is a reason to look again as well.
-                if let Ok(mut watcher) = core.hub.watch(row.storage_prefix, revision).await {
+                if let Ok(mut watcher) = core.hub.watch(row.storage_prefix, Scope::All, revision).await {
                     coracle_clock::select! {
                         () = core.draining.cancelled() => return,
                         _ = watcher.next() => {}

@@ -5,154 +5,56 @@
 //! that falls out of the ring finds that out at its next look and is told that its revision is too old.
 //!
 //! # Guarantees
-//! - A watcher that starts after revision R sees each later change of its prefix exactly once, in order.
+//! - A watcher that starts after revision R sees each later change of its scope exactly once, in order.
 //! - Progress, once read, covers events that a look made afterwards returns: a bookmark is never ahead of an event.
-//! - Bytes of an event are made once, whoever asks first.
+//! - Who watches one object, one namespace or one value of the indexed field is not woken by any other event.
+//! - What is derived from an event is made once for all who ask at about the same time, and held in bounded memory.
 
-use std::collections::{BTreeMap, VecDeque};
+mod event;
+mod feed;
+mod watcher;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_clock::Clock;
-use coracle_clock::watch;
-use coracle_store::{EventKind, Revision, Store, StoreError, StoreResult, WatchBatch, WatchStream};
+use coracle_clock::{Clock, watch};
+use coracle_store::{Revision, Store, StoreError, StoreResult, WatchBatch, WatchStream};
 
-use crate::object;
-
-/// Events kept per prefix; older ones come from the store's own history.
-const RING_EVENTS: usize = 4096;
-/// Bytes of events kept per prefix, old and new values together.
-const RING_BYTES: usize = 16 << 20;
+use event::Kept;
+pub(crate) use event::line;
+pub use event::{Attributes, Event, Side, WatchKind};
+use feed::Feed;
+pub use feed::Scope;
+use watcher::Replay;
+pub use watcher::Watcher;
 
 /// A pause before a store that does not answer is asked again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Bytes of lines and attributes made from events and kept for the next who asks.
+const KEPT_BYTES: usize = 4 << 20;
 
-/// What a watcher sees of a change.
+/// A storage prefix, and the field by which its events are indexed: the path of a text in the stored form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WatchKind {
-    /// The object is new to this watcher.
-    Added,
-    /// It changed.
-    Modified,
-    /// It is gone, or no longer selected.
-    Deleted,
+pub struct Prefix {
+    /// As `/registry/pods`.
+    pub prefix: &'static str,
+    /// As `spec.nodeName`.
+    pub indexed: Option<&'static str>,
 }
 
-impl WatchKind {
-    /// The word on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            WatchKind::Added => "ADDED",
-            WatchKind::Modified => "MODIFIED",
-            WatchKind::Deleted => "DELETED",
-        }
-    }
-}
-
-/// One change of one object.
+/// What the hub and its watchers share.
 #[derive(Debug)]
-pub struct Event {
-    /// When it happened.
-    pub revision: Revision,
-    /// The storage key.
-    pub key: Bytes,
-    /// Stored bytes after the change; `None` for a removal.
-    pub new: Option<Bytes>,
-    /// Stored bytes before the change.
-    pub old: Option<Bytes>,
-    lines: [OnceLock<Bytes>; 3],
+struct Shared {
+    progress: AtomicU64,
+    wakeups: AtomicU64,
 }
 
-impl Event {
-    pub(crate) fn from_store(event: coracle_store::Event) -> Self {
-        Event {
-            revision: event.revision,
-            key: event.key,
-            new: match event.kind {
-                EventKind::Put => event.value,
-                EventKind::Delete => None,
-            },
-            old: event.previous.map(|previous| previous.value),
-            lines: [OnceLock::new(), OnceLock::new(), OnceLock::new()],
-        }
-    }
-
-    /// The stored bytes that `kind` shows: what was there before for a deletion, what is there now otherwise.
-    #[must_use]
-    pub fn shown(&self, kind: WatchKind) -> Option<&Bytes> {
-        match kind {
-            WatchKind::Added | WatchKind::Modified => self.new.as_ref(),
-            WatchKind::Deleted => self.old.as_ref(),
-        }
-    }
-
-    /// The line of a watch in which this event is of `kind`, shared by all its watchers.
-    pub(crate) fn line(&self, kind: WatchKind) -> Option<Bytes> {
-        let cell = &self.lines[kind as usize];
-        if let Some(line) = cell.get() {
-            return Some(line.clone());
-        }
-        let stored = self.shown(kind)?;
-        let mut out = Vec::with_capacity(stored.len() + 96);
-        out.extend_from_slice(br#"{"type":""#);
-        out.extend_from_slice(kind.as_str().as_bytes());
-        out.extend_from_slice(br#"","object":"#);
-        object::write_object(&mut out, stored, self.revision).ok()?;
-        out.extend_from_slice(b"}\n");
-        Some(cell.get_or_init(|| out.into()).clone())
-    }
-
-    fn size(&self) -> usize {
-        self.new.as_ref().map_or(0, Bytes::len) + self.old.as_ref().map_or(0, Bytes::len)
-    }
-}
-
-#[derive(Debug)]
-struct Ring {
-    events: VecDeque<Arc<Event>>,
-    bytes: usize,
-    /// Every event of the prefix after this revision, up to the hub's progress, is in `events`.
-    floor: Revision,
-}
-
-/// The events of one storage prefix.
-#[derive(Debug)]
-struct Feed {
-    ring: Mutex<Ring>,
-    /// Revision of the newest event; watchers wait for it to change.
-    newest: watch::Sender<Revision>,
-}
-
-impl Feed {
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        // Pushing and popping cannot panic half way.
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Forgets everything up to `begin`.
-    fn begin_again(&self, begin: Revision) {
-        let mut ring = self.ring();
-        *ring = Ring { events: VecDeque::new(), bytes: 0, floor: begin };
-    }
-
-    fn push(&self, event: Arc<Event>) {
-        let mut ring = self.ring();
-        ring.bytes += event.size();
-        ring.events.push_back(event);
-        while ring.events.len() > RING_EVENTS || (ring.bytes > RING_BYTES && ring.events.len() > 1) {
-            let Some(dropped) = ring.events.pop_front() else { break };
-            ring.bytes -= dropped.size();
-            ring.floor = dropped.revision;
-        }
-        // Several events of one transaction share a revision; a cursor at it has to lie above all of them.
-        while ring.events.front().is_some_and(|next| next.revision <= ring.floor) {
-            if let Some(dropped) = ring.events.pop_front() {
-                ring.bytes -= dropped.size();
-            }
-        }
+impl Shared {
+    fn progress(&self) -> Revision {
+        Revision(self.progress.load(Ordering::Acquire))
     }
 }
 
@@ -177,7 +79,8 @@ pub struct Hub {
     store: Arc<dyn Store>,
     clock: Clock,
     feeds: BTreeMap<&'static str, Arc<Feed>>,
-    progress: Arc<AtomicU64>,
+    shared: Arc<Shared>,
+    kept: Arc<Kept>,
     closed: watch::Sender<bool>,
 }
 
@@ -188,7 +91,7 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// A hub over `store` for the given storage prefixes (as `/registry/pods`); `root` is a prefix of all of them.
+    /// A hub over `store` for the given storage prefixes; `root` is a prefix of all of them.
     /// The future that comes with it feeds the hub, through every absence of the store, and ends only when the store
     /// has stopped.
     ///
@@ -198,20 +101,18 @@ impl Hub {
         store: Arc<dyn Store>,
         clock: Clock,
         root: &'static str,
-        prefixes: Vec<&'static str>,
+        prefixes: Vec<Prefix>,
     ) -> StoreResult<(Arc<Hub>, impl Future<Output = StoreError> + Send + use<>)> {
         let begin = store.revision().await?;
         let stream = store.watch(Bytes::from_static(root.as_bytes()), Some(begin)).await?;
-        let feed = || {
-            let ring = Mutex::new(Ring { events: VecDeque::new(), bytes: 0, floor: begin });
-            Arc::new(Feed { ring, newest: watch::Sender::new(begin) })
-        };
-        let feeds = prefixes.into_iter().map(|prefix| (prefix, feed())).collect();
+        let feed = |Prefix { prefix, indexed }| (prefix, Arc::new(Feed::new(prefix, indexed, begin)));
+        let feeds = prefixes.into_iter().map(feed).collect();
         let hub = Arc::new(Hub {
             store,
             clock,
             feeds,
-            progress: Arc::new(AtomicU64::new(begin.0)),
+            shared: Arc::new(Shared { progress: AtomicU64::new(begin.0), wakeups: AtomicU64::new(0) }),
+            kept: Arc::new(Kept::new(KEPT_BYTES)),
             closed: watch::Sender::new(false),
         });
         let feeder = Arc::clone(&hub);
@@ -270,9 +171,9 @@ impl Hub {
         for feed in self.feeds.values() {
             feed.begin_again(begin);
         }
-        self.progress.fetch_max(begin.0, Ordering::Release);
+        self.shared.progress.fetch_max(begin.0, Ordering::Release);
         for feed in self.feeds.values() {
-            feed.newest.send_replace(begin);
+            feed.notify(begin);
         }
         Ok(stream)
     }
@@ -282,12 +183,12 @@ impl Hub {
         for event in batch.events {
             let Some((prefix, feed)) = self.feed_of(&event.key) else { continue };
             touched.insert(prefix, event.revision);
-            feed.push(Arc::new(Event::from_store(event)));
+            feed.push(Arc::new(Event::new(event, Some(Arc::clone(&self.kept)))));
         }
-        self.progress.fetch_max(batch.revision.0, Ordering::Release);
+        self.shared.progress.fetch_max(batch.revision.0, Ordering::Release);
         for (prefix, revision) in touched {
             if let Some(feed) = self.feeds.get(prefix) {
-                feed.newest.send_replace(revision);
+                feed.notify(revision);
             }
         }
     }
@@ -308,7 +209,19 @@ impl Hub {
     /// Every change up to this revision has been published.
     #[must_use]
     pub fn progress(&self) -> Revision {
-        Revision(self.progress.load(Ordering::Acquire))
+        self.shared.progress()
+    }
+
+    /// How many times a watcher has been told to look.
+    #[must_use]
+    pub fn wakeups(&self) -> u64 {
+        self.shared.wakeups.load(Ordering::Relaxed)
+    }
+
+    /// Bytes held of what was made from events.
+    #[must_use]
+    pub fn derived_bytes(&self) -> usize {
+        self.kept.bytes()
     }
 
     /// Ends every watch.
@@ -316,131 +229,28 @@ impl Hub {
         self.closed.send_replace(true);
     }
 
-    /// Follows the changes of `prefix` with revisions greater than `after`.
+    /// Follows the changes of `scope` in `prefix` with revisions greater than `after`.
     ///
     /// # Errors
     /// [`WatchEnd::TooOld`] if history no longer reaches back to `after`, [`WatchEnd::Store`] if the store fails.
-    pub async fn watch(&self, prefix: &str, after: Revision) -> Result<Watcher, WatchEnd> {
+    pub async fn watch(&self, prefix: &str, scope: Scope, after: Revision) -> Result<Watcher, WatchEnd> {
         let Some(feed) = self.feeds.get(prefix).cloned() else { return Err(WatchEnd::Closed) };
-        let newest = feed.newest.subscribe();
-        let mut watcher = Watcher {
-            feed,
-            newest,
-            closed: self.closed.subscribe(),
-            progress: Arc::clone(&self.progress),
-            cursor: after,
-            replay: None,
-        };
-        let floor = watcher.feed.ring().floor;
-        if after < floor {
-            let keys = Bytes::from(format!("{prefix}/"));
+        let place = feed.join(&scope, after);
+        let replay = if after < place.floor() {
+            let keys = match &scope {
+                Scope::Namespace(start) => start.clone(),
+                Scope::Object(key) => key.clone(),
+                Scope::All | Scope::Indexed(_) => Bytes::from(format!("{prefix}/")),
+            };
             let stream = self.store.watch(keys, Some(after)).await.map_err(|error| match error {
                 StoreError::Compacted { requested, oldest } => WatchEnd::TooOld { requested, oldest },
                 other => WatchEnd::Store(other),
             })?;
-            watcher.replay = Some(stream);
-        }
-        Ok(watcher)
-    }
-}
-
-/// A cursor in the history of one prefix.
-#[derive(Debug)]
-pub struct Watcher {
-    feed: Arc<Feed>,
-    newest: watch::Receiver<Revision>,
-    closed: watch::Receiver<bool>,
-    progress: Arc<AtomicU64>,
-    cursor: Revision,
-    /// History from before the ring, until the cursor has reached it.
-    replay: Option<WatchStream>,
-}
-
-impl Watcher {
-    /// Everything of the prefix up to this revision has been returned by [`Watcher::next`].
-    #[must_use]
-    pub fn cursor(&self) -> Revision {
-        self.cursor
-    }
-
-    /// The next events, in order; waits for at least one. Cancellation-safe: an unfinished call returned nothing
-    /// and skipped nothing.
-    ///
-    /// # Errors
-    /// Why the watch is over.
-    pub async fn next(&mut self) -> Result<Vec<Arc<Event>>, WatchEnd> {
-        loop {
-            if *self.closed.borrow() {
-                return Err(WatchEnd::Closed);
-            }
-            let events = match self.replay.as_mut() {
-                Some(stream) => {
-                    let batch = coracle_clock::select! {
-                        _ = self.closed.changed() => continue,
-                        batch = stream.recv() => batch,
-                    };
-                    match batch {
-                        Some(Ok(batch)) => self.replayed(batch),
-                        Some(Err(StoreError::Compacted { requested, oldest })) => {
-                            return Err(WatchEnd::TooOld { requested, oldest });
-                        }
-                        Some(Err(StoreError::Lagging)) | None => {
-                            return Err(WatchEnd::TooOld { requested: self.cursor, oldest: self.cursor });
-                        }
-                        Some(Err(error)) => return Err(WatchEnd::Store(error)),
-                    }
-                }
-                None => self.ready()?,
-            };
-            if !events.is_empty() {
-                return Ok(events);
-            }
-            if self.replay.is_none() {
-                coracle_clock::select! {
-                    _ = self.closed.changed() => {}
-                    _ = self.newest.changed() => {}
-                }
-            }
-        }
-    }
-
-    /// What lies behind the cursor right now; moves the cursor up to the hub's progress, so that it is a
-    /// bookmark afterwards.
-    ///
-    /// # Errors
-    /// [`WatchEnd::TooOld`] if the watcher was too slow for the ring.
-    pub fn ready(&mut self) -> Result<Vec<Arc<Event>>, WatchEnd> {
-        if self.replay.is_some() {
-            return Ok(Vec::new());
-        }
-        // Progress is read before the ring: what it covers has been pushed by then. The notification is marked as
-        // seen before as well, so that an event pushed meanwhile wakes us again.
-        let progress = Revision(self.progress.load(Ordering::Acquire));
-        self.newest.borrow_and_update();
-        let ring = self.feed.ring();
-        if self.cursor < ring.floor {
-            return Err(WatchEnd::TooOld { requested: self.cursor, oldest: ring.floor });
-        }
-        let begin = ring.events.partition_point(|event| event.revision <= self.cursor);
-        let events: Vec<_> = ring
-            .events
-            .iter()
-            .skip(begin)
-            // A transaction is published as a whole: its later half may still be on its way.
-            .take_while(|event| event.revision <= progress)
-            .cloned()
-            .collect();
-        self.cursor = self.cursor.max(progress);
-        Ok(events)
-    }
-
-    fn replayed(&mut self, batch: WatchBatch) -> Vec<Arc<Event>> {
-        let begin = self.cursor;
-        self.cursor = self.cursor.max(batch.revision);
-        if self.cursor >= self.feed.ring().floor {
-            self.replay = None;
-        }
-        let after = |event: &coracle_store::Event| event.revision > begin;
-        batch.events.into_iter().filter(after).map(|event| Arc::new(Event::from_store(event))).collect()
+            Some(Replay::new(stream))
+        } else {
+            None
+        };
+        let (shared, closed) = (Arc::clone(&self.shared), self.closed.subscribe());
+        Ok(Watcher { feed, scope, place, closed, shared, cursor: after, replay })
     }
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use coracle_api::catalogue::Resource;
 
+use crate::hub::Hub;
+
 /// Upper bounds of the latency histogram, in seconds.
 const BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -46,6 +48,7 @@ pub(crate) struct Metrics {
     counts: Mutex<Counts>,
     watches: Mutex<BTreeMap<(&'static str, &'static str, &'static str), i64>>,
     watches_started: AtomicU64,
+    watch_decodes: AtomicU64,
     panics: AtomicU64,
 }
 
@@ -98,12 +101,17 @@ impl Metrics {
         self.watches_started.load(Ordering::Relaxed)
     }
 
+    /// Counts an object that was decoded because a selector of a watch had to look into it.
+    pub(crate) fn watch_decoded(&self) {
+        self.watch_decodes.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn panicked(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
     /// All counters; `revision` is the store's.
-    pub(crate) fn render(&self, revision: u64, published: u64) -> String {
+    pub(crate) fn render(&self, revision: u64, hub: &Hub) -> String {
         let mut out = String::new();
         let text = &mut out;
         // Writing to a String does not fail.
@@ -152,12 +160,22 @@ impl Metrics {
                 }
             },
         );
+        let decodes = self.watch_decodes.load(Ordering::Relaxed);
+        let derived = u64::try_from(hub.derived_bytes()).unwrap_or(u64::MAX);
         let panics = self.panics.load(Ordering::Relaxed);
         for (name, kind, help, value) in [
             ("coracle_watches_started_total", "counter", "Watches begun.", self.watches_started()),
             ("coracle_request_panics_total", "counter", "Requests that ended in a panic.", panics),
             ("coracle_store_revision", "gauge", "Newest durable revision of the store.", revision),
-            ("coracle_hub_revision", "gauge", "Newest revision published to watches.", published),
+            ("coracle_hub_revision", "gauge", "Newest revision published to watches.", hub.progress().0),
+            ("coracle_hub_derived_bytes", "gauge", "Bytes made from events and kept to be shared.", derived),
+            ("coracle_watch_wakeups_total", "counter", "Watches told to look for events.", hub.wakeups()),
+            (
+                "coracle_watch_decodes_total",
+                "counter",
+                "Objects decoded because a watch's selector looked into them.",
+                decodes,
+            ),
         ] {
             family(name, kind, help, &mut |out| {
                 let _ = writeln!(out, "{name} {value}");

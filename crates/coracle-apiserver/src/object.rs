@@ -4,8 +4,13 @@
 //! after the bytes are made. Whoever sends the object splices it in right behind the head. Nothing is decoded for
 //! that, and metadata is never empty (there is a name), so a comma always follows.
 
+use std::borrow::Cow;
+use std::fmt;
+
 use bytes::Bytes;
 use coracle_store::Revision;
+use serde::Deserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 const METADATA: &[u8] = br#""metadata":{"#;
@@ -95,6 +100,51 @@ pub(crate) fn decode(stored: &[u8], revision: Revision) -> Result<Value, NotAnOb
     Ok(object)
 }
 
+/// The text at `path`, whose parts are divided by dots, read without decoding the rest.
+pub(crate) fn text_at(stored: &[u8], path: &str) -> Option<String> {
+    let mut found = None;
+    let mut reader = serde_json::Deserializer::from_slice(stored);
+    // Reading stops with an error as soon as the text is found.
+    let _ = At { path, found: &mut found }.deserialize(&mut reader);
+    found
+}
+
+struct At<'a> {
+    path: &'a str,
+    found: &'a mut Option<String>,
+}
+
+impl<'de> DeserializeSeed<'de> for At<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for At<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let (first, rest) = self.path.split_once('.').unwrap_or((self.path, ""));
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            if key != first {
+                map.next_value::<IgnoredAny>()?;
+            } else if rest.is_empty() {
+                *self.found = Some(map.next_value()?);
+                return Err(serde::de::Error::custom("found"));
+            } else {
+                return map.next_value_seed(At { path: rest, found: self.found });
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -127,6 +177,18 @@ mod tests {
         assert_eq!(item.get("kind"), None);
         assert_eq!(item["metadata"]["resourceVersion"], "7");
         assert_eq!(item["spec"], pod()["spec"]);
+    }
+
+    #[test]
+    fn one_text_is_read_without_the_rest() {
+        let at = |object: Value, path: &str| text_at(&encode(&object), path);
+        let pod = json!({ "metadata": { "nodeName": "no" }, "spec": { "a": [{ "nodeName": "no" }], "nodeName": "n\"1" } });
+        assert_eq!(at(pod.clone(), "spec.nodeName").as_deref(), Some("n\"1"));
+        assert_eq!(at(pod.clone(), "spec.missing"), None);
+        assert_eq!(at(pod.clone(), "spec.a"), None, "not a text");
+        assert_eq!(at(pod, "spec.nodeName.deeper"), None);
+        assert_eq!(at(json!({ "spec": null }), "spec.nodeName"), None);
+        assert_eq!(text_at(b"not json", "spec.nodeName"), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use crate::body::Body;
 use crate::call::{Call, Filter};
+use crate::hub::Scope;
 use crate::negotiate::{Format, Shape};
 use crate::object;
 use crate::server::{Core, store_failed};
@@ -150,9 +151,15 @@ impl Core {
     /// Reads a page of the objects that a call selects.
     pub(crate) async fn list_page(&self, call: &Call, options: &ListOptions) -> Result<Page, Status> {
         let filter = call.filter()?;
+        let everything = filter.is_everything();
+        let (scope, rest) = call.narrow(filter);
         let prefix = call.row.storage_list_prefix(call.namespace.as_deref());
-        let mut request =
-            ListRequest { prefix: prefix.clone().into(), at: options.at, ..ListRequest::default() };
+        // What the selectors say of keys is not read and thrown away.
+        let within = match &scope {
+            Scope::Object(start) | Scope::Namespace(start) => start.clone(),
+            Scope::All | Scope::Indexed(_) => prefix.clone().into(),
+        };
+        let mut request = ListRequest { prefix: within, at: options.at, ..ListRequest::default() };
         if let Some(start) = &options.start {
             // A page ends with a key; the token names the smallest key after it.
             let after = start.strip_suffix('\0').unwrap_or(start);
@@ -161,7 +168,7 @@ impl Core {
         let mut items: Vec<KeyValue> = Vec::new();
         loop {
             let missing = options.limit.map_or(0, |limit| limit - items.len());
-            request.limit = match (missing, filter.is_everything()) {
+            request.limit = match (missing, everything) {
                 (0, _) => 0,
                 (missing, true) => missing,
                 (missing, false) => missing.max(FILTERED_PAGE),
@@ -177,7 +184,7 @@ impl Core {
             let read = page.items.len();
             let mut cut = None;
             for (index, kv) in page.items.into_iter().enumerate() {
-                if !self.selects(&filter, &kv)? {
+                if !self.selects(&scope, &rest, &kv)? {
                     continue;
                 }
                 items.push(kv);
@@ -193,8 +200,7 @@ impl Core {
                 let more = (remaining > 0).then(|| items.last().map(|kv| kv.key.clone())).flatten();
                 return Ok(Page {
                     continue_token: more.map(|key| token(&key[prefix.len().min(key.len())..], page.revision)),
-                    remaining: (filter.is_everything() && remaining > 0 && options.limit.is_some())
-                        .then_some(remaining),
+                    remaining: (everything && remaining > 0 && options.limit.is_some()).then_some(remaining),
                     revision: page.revision,
                     items,
                 });
@@ -203,8 +209,17 @@ impl Core {
         }
     }
 
-    fn selects(&self, filter: &Filter, kv: &KeyValue) -> Result<bool, Status> {
-        Ok(filter.is_everything() || filter.matches(&self.served(filter.row, kv)?))
+    fn selects(&self, scope: &Scope, rest: &Filter, kv: &KeyValue) -> Result<bool, Status> {
+        let row = rest.row;
+        let inside = match scope {
+            Scope::All | Scope::Namespace(_) => true,
+            Scope::Object(key) => kv.key == key,
+            Scope::Indexed(value) => {
+                let field = row.strategy.indexed_field().unwrap_or_default();
+                object::text_at(&kv.value, field).unwrap_or_default() == **value
+            }
+        };
+        Ok(inside && (rest.is_everything() || rest.matches(&self.served(row, kv)?)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The server: one service for callers inside the process and on the wire.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use coracle_api::catalogue;
+use coracle_api::catalogue::{self, Resource};
 use coracle_api::status::Status;
 use coracle_clock::watch;
 use coracle_clock::{Clock, Ids};
@@ -28,7 +29,7 @@ use crate::auth::{SYSTEM_MASTERS, UserInfo};
 use crate::body::{Body, BoxError, full};
 use crate::call::Call;
 use crate::discovery::Discovery;
-use crate::hub::Hub;
+use crate::hub::{Hub, Prefix};
 use crate::impersonate;
 use crate::join::Joining;
 use crate::kubelet::KubeletClient;
@@ -153,10 +154,9 @@ impl ApiServer {
         clock: Clock,
         ids: Arc<Ids>,
     ) -> Result<Arc<ApiServer>, StartError> {
-        let mut prefixes: Vec<&'static str> =
-            catalogue::resources().iter().map(|row| row.storage_prefix).collect();
-        prefixes.sort_unstable();
-        prefixes.dedup();
+        let prefix = |row: &Resource| (row.storage_prefix, row.strategy.indexed_field());
+        let prefixes: BTreeMap<_, _> = catalogue::resources().iter().map(prefix).collect();
+        let prefixes = prefixes.into_iter().map(|(prefix, indexed)| Prefix { prefix, indexed }).collect();
         let (hub, feeder) = Hub::start(Arc::clone(&store), clock.clone(), ROOT, prefixes).await?;
         let core = Arc::new(Core {
             store,
@@ -443,7 +443,7 @@ impl Core {
                 .value(StatusCode::OK, &crate::discovery::version())),
             ["metrics"] => {
                 let revision = self.store.revision().await.map_err(|error| store_failed(&error))?;
-                let text = self.metrics.render(revision.0, self.hub.progress().0);
+                let text = self.metrics.render(revision.0, &self.hub);
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 Ok(Format::json().finish(StatusCode::OK, kind, text.into_bytes()))
             }

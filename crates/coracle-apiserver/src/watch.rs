@@ -8,17 +8,17 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use coracle_api::field::{FieldError, Path};
 use coracle_api::status::Status;
-use coracle_store::Revision;
+use coracle_store::{KeyValue, Revision};
 use futures::stream;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use serde_json::{Value, json};
 
 use crate::body::Body;
 use crate::call::{Call, Filter};
-use crate::hub::{Event, WatchEnd, WatchKind, Watcher};
+use crate::hub::{self, Attributes, Event, Side, WatchEnd, WatchKind, Watcher};
 use crate::metrics::Watching;
 use crate::negotiate::{Encoding, Shape};
 use crate::object;
@@ -29,8 +29,8 @@ use crate::server::{Core, store_failed};
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 /// Watches without a limit of their own end after this long or up to twice that, as upstream's.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
-/// Lines are joined up to this size before they are sent.
-const CHUNK_BYTES: usize = 64 * 1024;
+/// Lines are joined up to this size before they are sent: a record of TLS holds no more.
+const CHUNK_BYTES: usize = 16 * 1024;
 
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
@@ -106,28 +106,19 @@ impl Core {
             Some(seconds) if seconds > 0 => Duration::from_secs(seconds),
             _ => DEFAULT_TIMEOUT + Duration::from_secs(self.metrics.watches_started() * 97 % 1800),
         };
-        let mut first = VecDeque::new();
-        let mut initial = None;
+        let (mut first, mut initial_end) = (Vec::new(), None);
         let after = match begin {
             Begin::After(revision) => revision,
             Begin::Now => self.store.revision().await.map_err(|error| store_failed(&error))?,
             Begin::Everything { bookmark, not_older_than } => {
                 let page = self.list_page(&call, &ListOptions::not_older_than(not_older_than)).await?;
-                for kv in page.items {
-                    // What is there already is an event that adds it, at its own revision.
-                    first.push_back(Arc::new(Event::from_store(coracle_store::Event {
-                        kind: coracle_store::EventKind::Put,
-                        revision: kv.mod_revision,
-                        key: kv.key,
-                        value: Some(kv.value),
-                        previous: None,
-                    })));
-                }
-                initial = bookmark.then_some(page.revision);
+                first = page.items;
+                initial_end = bookmark.then_some(page.revision);
                 page.revision
             }
         };
-        let watcher = self.hub.watch(call.row.storage_prefix, after).await;
+        let (scope, rest) = call.narrow(filter);
+        let watcher = self.hub.watch(call.row.storage_prefix, scope, after).await;
         let now = self.clock.elapsed();
         let bookmarks = call.query.flag("allowWatchBookmarks");
         let prefix = call.row.storage_list_prefix(call.namespace.as_deref());
@@ -135,23 +126,22 @@ impl Core {
             counted: self.metrics.watch_begins(call.row),
             core: Arc::clone(self),
             shape: format.shape,
-            filter,
+            rest,
             prefix,
-            call,
+            // They have told all they can, and there are many watches.
+            call: Call { headers: HeaderMap::new(), ..call },
             watcher: None,
+            initial: first.into_iter(),
+            initial_end,
+            events: VecDeque::new(),
             pending: VecDeque::new(),
             deadline: now + limit,
             bookmark_at: bookmarks.then(|| now + BOOKMARK_EVERY),
+            bookmark_due: None,
             bookmarked: after,
             columns_sent: false,
-            ended: false,
+            ended: None,
         };
-        for event in first {
-            session.push_as(&event, WatchKind::Added);
-        }
-        if let Some(revision) = initial {
-            session.push_bookmark(revision, true);
-        }
         match watcher {
             Ok(watcher) => session.watcher = Some(watcher),
             Err(end) => session.end(&end),
@@ -169,21 +159,32 @@ impl Core {
     }
 }
 
-/// One client's watch.
+/// One client's watch. What it holds is bounded by one look into the ring, as references, and one chunk of lines: a
+/// client that does not read keeps nothing else alive.
 struct Session {
     core: Arc<Core>,
     call: Call,
-    filter: Filter,
+    /// What the scope of the watcher does not tell.
+    rest: Filter,
     shape: Shape,
+    /// What the keys of the request's namespace begin with.
     prefix: String,
     watcher: Option<Watcher>,
-    /// Lines not yet sent. It only grows while it is empty, so it is bounded by one look into the ring.
+    /// What there was in the beginning and has not been sent, and the revision of the bookmark behind it.
+    initial: std::vec::IntoIter<KeyValue>,
+    initial_end: Option<Revision>,
+    /// Events that have not been sent. There are new ones only when all before them are.
+    events: VecDeque<Arc<Event>>,
+    /// Lines that have not been sent.
     pending: VecDeque<Bytes>,
     deadline: Duration,
     bookmark_at: Option<Duration>,
+    /// The bookmark behind the events.
+    bookmark_due: Option<Revision>,
     bookmarked: Revision,
     columns_sent: bool,
-    ended: bool,
+    /// What is said behind everything else, if anything; nothing comes after.
+    ended: Option<Option<Bytes>>,
     /// Counts this watch for as long as it lives.
     #[expect(dead_code, reason = "dropping it is what it is for")]
     counted: Watching,
@@ -195,37 +196,62 @@ impl Session {
             if let Some(chunk) = self.take_chunk() {
                 return Some(chunk);
             }
-            if self.ended {
+            if self.ended.is_some() {
                 return None;
             }
             let watcher = self.watcher.as_mut()?;
             let wake_at = self.bookmark_at.map_or(self.deadline, |at| at.min(self.deadline));
             let wait = wake_at.saturating_sub(self.core.clock.elapsed());
             coracle_clock::select! {
-                () = self.core.draining.cancelled() => self.ended = true,
+                () = self.core.draining.cancelled() => self.ended = Some(None),
                 () = self.core.clock.sleep(wait) => self.time_passed(),
                 news = watcher.next() => match news {
-                    Ok(events) => self.push_all(&events),
+                    Ok(events) => self.events.extend(events),
                     Err(end) => self.end(&end),
                 },
             }
         }
     }
 
+    /// The next lines, joined.
     fn take_chunk(&mut self) -> Option<Bytes> {
-        let first = self.pending.pop_front()?;
-        if self.pending.is_empty() || first.len() >= CHUNK_BYTES {
-            return Some(first);
-        }
-        let mut chunk = BytesMut::from(first);
-        while let Some(line) = self.pending.front() {
-            if chunk.len() + line.len() > CHUNK_BYTES {
+        let first = self.next_line()?;
+        let mut joined = BytesMut::new();
+        let mut size = first.len();
+        while size < CHUNK_BYTES
+            && let Some(line) = self.next_line()
+        {
+            size += line.len();
+            if size > CHUNK_BYTES {
+                self.pending.push_front(line);
                 break;
             }
-            chunk.extend_from_slice(line);
-            self.pending.pop_front();
+            if joined.is_empty() {
+                joined.extend_from_slice(&first);
+            }
+            joined.extend_from_slice(&line);
         }
-        Some(chunk.freeze())
+        Some(if joined.is_empty() { first } else { joined.freeze() })
+    }
+
+    fn next_line(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(line) = self.pending.pop_front() {
+                return Some(line);
+            }
+            if let Some(kv) = self.initial.next() {
+                // What is there already is an event that adds it, at its own revision.
+                self.push_line(WatchKind::Added, &kv.value, kv.mod_revision, None);
+            } else if let Some(revision) = self.initial_end.take() {
+                self.push_bookmark(revision, true);
+            } else if let Some(event) = self.events.pop_front() {
+                self.push(&event);
+            } else if let Some(revision) = self.bookmark_due.take() {
+                self.push_bookmark(revision, false);
+            } else {
+                return self.ended.as_mut()?.take();
+            }
+        }
     }
 
     /// A timer fired: time for a bookmark, or the end. What has happened by now is still told in both cases.
@@ -233,62 +259,74 @@ impl Session {
         let now = self.core.clock.elapsed();
         match self.watcher.as_mut().map(|watcher| (watcher.ready(), watcher.cursor())) {
             Some((Ok(events), cursor)) => {
-                self.push_all(&events);
+                self.events.extend(events);
                 if self.bookmark_at.is_some() && cursor > self.bookmarked {
-                    self.push_bookmark(cursor, false);
+                    self.bookmark_due = Some(cursor);
                 }
             }
             Some((Err(end), _)) => self.end(&end),
             None => {}
         }
         self.bookmark_at = self.bookmark_at.map(|_| now + BOOKMARK_EVERY);
-        if now >= self.deadline {
-            self.ended = true;
-        }
-    }
-
-    fn push_all(&mut self, events: &[Arc<Event>]) {
-        for event in events {
-            if self.ended {
-                return;
-            }
-            if event.key.starts_with(self.prefix.as_bytes()) {
-                self.push(event);
-            }
+        if now >= self.deadline && self.ended.is_none() {
+            self.ended = Some(None);
         }
     }
 
     fn push(&mut self, event: &Arc<Event>) {
+        if !event.key.starts_with(self.prefix.as_bytes()) {
+            return;
+        }
         if event.new.is_none() && event.old.is_none() {
             // A removal of something that history no longer shows: the client has to look afresh.
             return self.end(&WatchEnd::TooOld { requested: event.revision, oldest: event.revision });
         }
-        let kind = if self.filter.is_everything() {
-            view(event.old.is_some(), event.new.is_some())
-        } else {
-            let matches = |stored: Option<&Bytes>| {
-                stored.is_some_and(|stored| {
-                    self.decode(stored, event.revision).is_some_and(|object| self.filter.matches(&object))
-                })
-            };
-            view(matches(event.old.as_ref()), matches(event.new.as_ref()))
-        };
-        if let Some(kind) = kind {
-            self.push_as(event, kind);
+        let (mut old, mut new) =
+            self.watcher.as_ref().map_or((false, false), |watcher| watcher.covers(event));
+        if !self.rest.is_everything() {
+            old = old && self.selects(event, Side::Old);
+            new = new && self.selects(event, Side::New);
+        }
+        let Some(kind) = view(old, new) else { return };
+        if let Some(stored) = event.shown(kind) {
+            self.push_line(kind, stored, event.revision, Some(event));
         }
     }
 
-    fn push_as(&mut self, event: &Event, kind: WatchKind) {
+    fn selects(&self, event: &Arc<Event>, side: Side) -> bool {
+        let row = self.call.row;
+        let make = |stored: &[u8]| {
+            self.core.metrics.watch_decoded();
+            let object = self.decode(stored, event.revision)?;
+            let labels = object.pointer("/metadata/labels").and_then(Value::as_object);
+            let text = |(name, value): (&String, &Value)| Some((name.clone(), value.as_str()?.to_owned()));
+            let labels = labels.into_iter().flatten().filter_map(text).collect();
+            Some(Attributes { labels, fields: row.selectable_values(&object) })
+        };
+        let attributes = if row.strategy.stored_as_served() {
+            event.attributes(side, make)
+        } else {
+            // Kinds that share their storage differ in what can be selected.
+            event.side(side).and_then(|stored| make(stored)).map(Arc::new)
+        };
+        attributes.is_some_and(|attributes| self.rest.selects(&attributes))
+    }
+
+    /// Queues the line that shows `stored`, which is the one of `event` if it comes from one.
+    fn push_line(&mut self, kind: WatchKind, stored: &[u8], revision: Revision, event: Option<&Arc<Event>>) {
         let as_stored = self.call.row.strategy.stored_as_served();
         let line = if self.shape == Shape::Object && as_stored {
-            event.line(kind)
+            match event {
+                Some(event) => event.line(kind),
+                None => hub::line(kind, stored, revision),
+            }
         } else {
-            event.shown(kind).and_then(|stored| self.decode(stored, event.revision)).and_then(|object| {
+            self.decode(stored, revision).and_then(|object| {
                 let shown = match self.shape {
                     Shape::Object => object,
                     Shape::PartialObject(version) => partial(&object, version),
                     Shape::Table(version) => {
-                        let metadata = json!({ "resourceVersion": event.revision.to_string() });
+                        let metadata = json!({ "resourceVersion": revision.to_string() });
                         let columns = !std::mem::replace(&mut self.columns_sent, true);
                         self.core.table(&self.call, &[&object], columns, &metadata, version).ok()?
                     }
@@ -341,14 +379,17 @@ impl Session {
             WatchEnd::TooOld { requested, oldest } => {
                 self.fail(&Status::expired(format!("too old resource version: {requested} ({oldest})")));
             }
-            WatchEnd::Closed => self.ended = true,
+            WatchEnd::Closed => self.ended = Some(None),
             WatchEnd::Store(error) => self.fail(&store_failed(error)),
         }
     }
 
+    /// Ends the watch with an error behind what has been told; what has not is seen by the next list.
     fn fail(&mut self, status: &Status) {
-        self.pending.push_back(line("ERROR", &status.to_json()));
-        self.ended = true;
+        self.initial = Vec::new().into_iter();
+        self.events.clear();
+        (self.initial_end, self.bookmark_due) = (None, None);
+        self.ended = Some(Some(line("ERROR", &status.to_json())));
     }
 }
 

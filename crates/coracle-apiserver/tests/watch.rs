@@ -287,3 +287,104 @@ async fn what_a_watch_cannot_do_is_said_before_it_begins() {
     let answer = admin.get_as(&format!("{MAPS}?watch=1&includeObject=Nothing"), table).await;
     assert!(answer.message(422).contains("includeObject: Unsupported value: \"Nothing\""));
 }
+
+/// The value of a counter without labels.
+async fn metric(world: &World, name: &str) -> u64 {
+    let text = world.admin().get("/metrics").await.bytes;
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+    line.rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pods_event_costs_nothing_to_agents_of_other_nodes_and_one_look_for_all_selectors() {
+    let world = World::new().await;
+    let admin = world.admin();
+    let mut agents = Vec::new();
+    let (told, mut tell) = tokio::sync::mpsc::unbounded_channel();
+    for index in 0..1000 {
+        let url = format!("/api/v1/pods?watch=1&fieldSelector=spec.nodeName%3Dn{index}");
+        let (mut watch, told) = (admin.watch(&url).await, told.clone());
+        agents.push(tokio::spawn(async move {
+            loop {
+                told.send((index, watch.say().await)).unwrap();
+            }
+        }));
+    }
+    let mut next = async || tell.recv().await.unwrap();
+    let woken = metric(&world, "coracle_watch_wakeups_total").await;
+    admin.post(PODS, &pod("p")).await.expect(201);
+    let binding = json!({ "metadata": { "name": "p" }, "target": { "name": "n7" } });
+    admin.post(&format!("{PODS}/p/binding"), &binding).await.expect(201);
+    assert_eq!(next().await, (7, "ADDED p".to_owned()));
+    let label = json!({ "metadata": { "labels": { "app": "x" } } });
+    admin.patch(&format!("{PODS}/p"), "merge", &label).await.expect(200);
+    assert_eq!(next().await, (7, "MODIFIED p".to_owned()));
+    // Those of the server's own parts are among the woken.
+    assert!(metric(&world, "coracle_watch_wakeups_total").await - woken < 20);
+    assert_eq!(metric(&world, "coracle_watch_decodes_total").await, 0);
+
+    let (told, mut tell) = tokio::sync::mpsc::unbounded_channel();
+    for _ in 0..1000 {
+        let url = format!("{PODS}?watch=1&labelSelector=app%3Dx&fieldSelector=status.phase%3DPending");
+        let (mut watch, told) = (admin.watch(&url).await, told.clone());
+        agents.push(tokio::spawn(async move {
+            loop {
+                told.send(watch.say().await).unwrap();
+            }
+        }));
+    }
+    for _ in 0..1000 {
+        assert_eq!(tell.recv().await.unwrap(), "ADDED p");
+    }
+    admin
+        .patch(&format!("{PODS}/p"), "merge", &json!({ "metadata": { "labels": { "b": "c" } } }))
+        .await
+        .expect(200);
+    for _ in 0..1000 {
+        assert_eq!(tell.recv().await.unwrap(), "MODIFIED p");
+    }
+    assert_eq!(
+        metric(&world, "coracle_watch_decodes_total").await,
+        2,
+        "the old and the new object, once for all"
+    );
+    agents.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_and_namespaces_in_selectors_are_those_of_the_key() {
+    let world = World::new().await;
+    let admin = world.admin();
+    let public = "/api/v1/namespaces/kube-public/configmaps";
+    for (selector, expected) in [
+        ("metadata.name%3Da", &["ADDED a", "ADDED a"][..]),
+        ("metadata.name%3Da,metadata.namespace%3Dkube-public", &["ADDED a"]),
+        ("metadata.namespace%3Dkube-public", &["ADDED a", "ADDED ab"]),
+        ("metadata.namespace%3Dkube-public,metadata.name!%3Da", &["ADDED ab"]),
+        ("metadata.name%3Da,metadata.name%3Dab", &[]),
+    ] {
+        let url = format!("/api/v1/configmaps?fieldSelector={selector}");
+        let mut watch = admin.watch(&format!("{url}&watch=1&timeoutSeconds=10")).await;
+        for url in [MAPS, public] {
+            for name in ["a", "ab"] {
+                admin.post(url, &config_map(name)).await.expect(201);
+            }
+        }
+        let listed = admin.get(&url).await.expect(200);
+        assert_eq!(listed["items"].as_array().unwrap().len(), expected.len(), "{selector}");
+        let mut fresh = admin.watch(&format!("{url}&watch=1&timeoutSeconds=10")).await;
+        for watch in [&mut watch, &mut fresh] {
+            says(watch, expected).await;
+            assert_eq!(watch.say().await, "end", "{selector}");
+        }
+        for url in [MAPS, public] {
+            for name in ["a", "ab"] {
+                admin.delete(&format!("{url}/{name}"), None).await.expect(200);
+            }
+        }
+    }
+    admin.post(MAPS, &config_map("a")).await.expect(201);
+    let other = format!("{MAPS}?fieldSelector=metadata.name%3Da,metadata.namespace%3Dkube-public");
+    assert_eq!(admin.get(&other).await.expect(200)["items"], json!([]));
+}

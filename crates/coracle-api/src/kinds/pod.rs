@@ -86,6 +86,10 @@ impl Strategy for PodStrategy {
         ]
     }
 
+    fn indexed_field(&self) -> Option<&'static str> {
+        Some("spec.nodeName")
+    }
+
     fn selectable_fields(&self, pod: &Value) -> Vec<(&'static str, String)> {
         let text = |path: &[&str]| tree::str_at(pod, path).to_owned();
         let ips: Vec<&str> =
