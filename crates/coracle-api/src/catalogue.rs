@@ -3,17 +3,15 @@
 //! Discovery, routes, OpenAPI, tables and storage keys all come from these rows. Adding a kind is adding a row
 //! and a [`Strategy`]; nothing else in the API server knows kinds.
 
+mod rows;
+
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1 as coordination_v1;
-use k8s_openapi::api::core::v1 as core_v1;
-use k8s_openapi::api::events::v1 as events_v1;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions_v1;
 use serde_json::Value;
 
 use crate::field::FieldError;
-use crate::kinds;
 use crate::metadata;
 use crate::table::{Column, RowCondition};
+use rows::{RESOURCES, SCALE};
 
 /// The name rule of a resource.
 pub type NameCheck = fn(&str) -> Vec<String>;
@@ -365,194 +363,23 @@ impl Resource {
     }
 }
 
-const ALL_VERBS: &[&str] =
-    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
-const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
-
-const fn status_of(kind: &'static str) -> Subresource {
-    Subresource { name: "status", kind, group: "", version: "", verbs: STATUS_VERBS }
-}
-
-/// The common row of the core group; rows below say what differs.
-const fn core<K: schemars::JsonSchema>(
-    kind: &'static str,
-    plural: &'static str,
-    singular: &'static str,
-    storage_prefix: &'static str,
-    strategy: &'static dyn Strategy,
-) -> Resource {
-    Resource {
-        group: "",
-        version: "v1",
-        kind,
-        plural,
-        singular,
-        short_names: &[],
-        categories: &[],
-        namespaced: true,
-        verbs: ALL_VERBS,
-        subresources: &[],
-        storage_prefix,
-        name_check: crate::names::dns1123_subdomain,
-        strategy,
-        schema: schemars::SchemaGenerator::subschema_for::<K>,
-    }
-}
-
-static RESOURCES: &[Resource] = &[
-    Resource {
-        verbs: &["create"],
-        ..core::<core_v1::Binding>(
-            "Binding",
-            "bindings",
-            "binding",
-            "/registry/bindings",
-            &kinds::binding::BindingStrategy,
-        )
-    },
-    Resource {
-        short_names: &["cm"],
-        ..core::<core_v1::ConfigMap>(
-            "ConfigMap",
-            "configmaps",
-            "configmap",
-            "/registry/configmaps",
-            &kinds::config_map::ConfigMapStrategy,
-        )
-    },
-    Resource {
-        short_names: &["ep"],
-        ..core::<core_v1::Endpoints>(
-            "Endpoints",
-            "endpoints",
-            "endpoints",
-            "/registry/services/endpoints",
-            &kinds::endpoints::EndpointsStrategy,
-        )
-    },
-    Resource {
-        short_names: &["ev"],
-        ..core::<core_v1::Event>(
-            "Event",
-            "events",
-            "event",
-            "/registry/events",
-            &kinds::event::CoreEventStrategy,
-        )
-    },
-    Resource {
-        short_names: &["ns"],
-        namespaced: false,
-        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
-        subresources: &[
-            Subresource { name: "finalize", kind: "Namespace", group: "", version: "", verbs: &["update"] },
-            status_of("Namespace"),
-        ],
-        name_check: crate::names::dns1123_label,
-        ..core::<core_v1::Namespace>(
-            "Namespace",
-            "namespaces",
-            "namespace",
-            "/registry/namespaces",
-            &kinds::namespace::NamespaceStrategy,
-        )
-    },
-    Resource {
-        short_names: &["no"],
-        namespaced: false,
-        subresources: &[status_of("Node")],
-        ..core::<core_v1::Node>("Node", "nodes", "node", "/registry/minions", &kinds::node::NodeStrategy)
-    },
-    Resource {
-        short_names: &["po"],
-        categories: &["all"],
-        subresources: &[
-            Subresource { name: "binding", kind: "Binding", group: "", version: "", verbs: &["create"] },
-            Subresource {
-                name: "exec",
-                kind: "PodExecOptions",
-                group: "",
-                version: "",
-                verbs: &["create", "get"],
-            },
-            Subresource { name: "log", kind: "Pod", group: "", version: "", verbs: &["get"] },
-            status_of("Pod"),
-        ],
-        ..core::<core_v1::Pod>("Pod", "pods", "pod", "/registry/pods", &kinds::pod::PodStrategy)
-    },
-    core::<core_v1::Secret>(
-        "Secret",
-        "secrets",
-        "secret",
-        "/registry/secrets",
-        &kinds::secret::SecretStrategy,
-    ),
-    Resource {
-        short_names: &["sa"],
-        ..core::<core_v1::ServiceAccount>(
-            "ServiceAccount",
-            "serviceaccounts",
-            "serviceaccount",
-            "/registry/serviceaccounts",
-            &kinds::service_account::ServiceAccountStrategy,
-        )
-    },
-    Resource {
-        short_names: &["svc"],
-        categories: &["all"],
-        subresources: &[status_of("Service")],
-        name_check: crate::names::dns1035_label,
-        ..core::<core_v1::Service>(
-            "Service",
-            "services",
-            "service",
-            "/registry/services/specs",
-            &kinds::service::ServiceStrategy,
-        )
-    },
-    Resource {
-        group: "events.k8s.io",
-        short_names: &["ev"],
-        ..core::<events_v1::Event>(
-            "Event",
-            "events",
-            "event",
-            "/registry/events",
-            &kinds::event::EventsEventStrategy,
-        )
-    },
-    // None can be made yet. kubectl reads the list before it says that it does not know a kind.
-    Resource {
-        group: "apiextensions.k8s.io",
-        short_names: &["crd", "crds"],
-        categories: &["api-extensions"],
-        namespaced: false,
-        verbs: &["get", "list", "watch"],
-        ..core::<apiextensions_v1::CustomResourceDefinition>(
-            "CustomResourceDefinition",
-            "customresourcedefinitions",
-            "customresourcedefinition",
-            "/registry/apiextensions.k8s.io/customresourcedefinitions",
-            &kinds::custom_resource_definition::CustomResourceDefinitionStrategy,
-        )
-    },
-    Resource {
-        group: "coordination.k8s.io",
-        ..core::<coordination_v1::Lease>(
-            "Lease",
-            "leases",
-            "lease",
-            "/registry/leases",
-            &kinds::lease::LeaseStrategy,
-        )
-    },
-];
-
 /// All rows: the core group first, then the other groups in the order in which discovery shows them, the
 /// resources of a group sorted by name.
 #[must_use]
 pub fn resources() -> &'static [Resource] {
     RESOURCES
+}
+
+/// The kinds that have no collection: they are sent to subresources and answered by them.
+pub(crate) fn carried() -> [&'static Resource; 1] {
+    [&SCALE]
+}
+
+/// The row of the kind that `subresource` carries, if that is a kind of another group.
+#[must_use]
+pub fn carried_by(subresource: &Subresource) -> Option<&'static Resource> {
+    let same = |row: &&Resource| (row.group, row.kind) == (subresource.group, subresource.kind);
+    carried().into_iter().find(|row| same(row) && row.version == subresource.version)
 }
 
 /// The row of a path.
@@ -589,7 +416,7 @@ mod tests {
 
     #[test]
     fn cells_match_columns_for_an_almost_empty_object() {
-        for row in resources() {
+        for row in resources().iter().chain(carried()) {
             let object = serde_json::json!({ "metadata": { "name": "x" } });
             let cells = row.strategy.row(&object, Timestamp::UNIX_EPOCH);
             assert_eq!(cells.len(), row.strategy.columns().len(), "{row:?}");

@@ -9,16 +9,22 @@ use crate::tree;
 
 pub(crate) mod binding;
 pub(crate) mod config_map;
+pub(crate) mod cron_job;
 pub(crate) mod custom_resource_definition;
+pub(crate) mod deployment;
 pub(crate) mod endpoints;
 pub(crate) mod event;
+pub(crate) mod job;
 pub(crate) mod lease;
 pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod pod;
+pub(crate) mod replica_set;
+pub(crate) mod scale;
 pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod service_account;
+mod workload;
 
 /// The table of kinds that have nothing else to show.
 static NAME_AND_AGE: &[Column] = &[Column::NAME, Column::AGE];

@@ -8,8 +8,10 @@
 //! Every function here is pure: the time is an argument, and the answer depends on nothing else.
 
 pub mod catalogue;
+pub mod cron;
 pub mod decode;
 pub mod field;
+pub mod job;
 pub mod join;
 mod kinds;
 pub mod metadata;
@@ -19,6 +21,7 @@ pub mod patch;
 pub mod placement;
 pub mod pod;
 pub mod quantity;
+pub mod scale;
 pub mod schema;
 pub mod selector;
 pub mod status;

@@ -230,7 +230,8 @@ pub fn validate_labels(labels: Option<&Value>, path: &Path) -> Vec<FieldError> {
     errors
 }
 
-fn validate_annotations(annotations: Option<&Value>, path: &Path) -> Vec<FieldError> {
+/// What is wrong with a map of annotations.
+pub(crate) fn validate_annotations(annotations: Option<&Value>, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
     let mut total = 0;
     for (key, value) in annotations.and_then(Value::as_object).into_iter().flatten() {

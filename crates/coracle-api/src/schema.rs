@@ -84,7 +84,7 @@ pub(crate) fn definition_name(group: &str, version: &str, kind: &str) -> String 
 impl Graph {
     fn build() -> Self {
         let mut generator = schemars::SchemaGenerator::default();
-        for resource in catalogue::resources() {
+        for resource in catalogue::resources().iter().chain(catalogue::carried()) {
             (resource.schema)(&mut generator);
         }
         let mut definitions = generator.take_definitions(true);

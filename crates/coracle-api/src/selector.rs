@@ -74,7 +74,7 @@ impl LabelSelector {
         let mut requirements = Vec::new();
         for (key, value) in crate::tree::entries_at(selector, &["matchLabels"]) {
             let values = [value.as_str().unwrap_or_default().to_owned()].into();
-            requirements.push(Requirement::new(key.clone(), Operator::In, values)?);
+            requirements.push(Requirement::new(key.clone(), Operator::Equals, values)?);
         }
         for expression in crate::tree::list_at(selector, &["matchExpressions"]) {
             let operator = match crate::tree::str_at(expression, &["operator"]) {
@@ -94,6 +94,7 @@ impl LabelSelector {
                 values,
             )?);
         }
+        requirements.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(LabelSelector { requirements })
     }
 

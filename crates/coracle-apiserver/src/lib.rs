@@ -39,6 +39,7 @@ mod prepare;
 mod protobuf;
 mod read;
 mod request;
+mod scale;
 mod server;
 mod services;
 mod tls;

@@ -41,7 +41,11 @@ const COMPONENTS: &[(&str, &[Rule])] = &[
     (
         // Feeds the copies of objects that components of one process share; it can change nothing.
         "system:coracle-informers",
-        &[rule(READ, "", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts"])],
+        &[
+            rule(READ, "", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts"]),
+            rule(READ, "apps", &["deployments", "replicasets"]),
+            rule(READ, "batch", &["cronjobs", "jobs"]),
+        ],
     ),
     (
         // The network of each node: whose Pods are where.
@@ -86,6 +90,44 @@ const COMPONENTS: &[(&str, &[Rule])] = &[
             rule(&["get", "list", "watch", "patch", "update"], "", &["nodes"]),
             rule(&["patch", "update"], "", &["nodes/status"]),
         ],
+    ),
+    (
+        "system:serviceaccount:kube-system:replicaset-controller",
+        &[
+            rule(READ, "apps", &["replicasets"]),
+            rule(&["patch", "update"], "apps", &["replicasets/status"]),
+            rule(&["get", "list", "watch", "create", "patch", "delete"], "", &["pods"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:deployment-controller",
+        &[
+            rule(READ, "apps", &["deployments"]),
+            // A rollback is a change of the Deployment itself.
+            rule(&["patch", "update"], "apps", &["deployments", "deployments/status"]),
+            rule(&["get", "list", "watch", "create", "patch", "update", "delete"], "apps", &["replicasets"]),
+            rule(READ, "", &["pods"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:job-controller",
+        &[
+            rule(READ, "batch", &["jobs"]),
+            rule(&["patch", "update"], "batch", &["jobs/status"]),
+            rule(&["get", "list", "watch", "create", "patch", "delete"], "", &["pods"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:cronjob-controller",
+        &[
+            rule(READ, "batch", &["cronjobs"]),
+            rule(&["patch", "update"], "batch", &["cronjobs/status"]),
+            rule(&["get", "list", "watch", "create", "delete"], "batch", &["jobs"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:ttl-after-finished-controller",
+        &[rule(&["get", "list", "watch", "delete"], "batch", &["jobs"])],
     ),
 ];
 
@@ -266,6 +308,32 @@ mod tests {
             (&controller("service-account-controller"), "GET", "/api/v1/pods", false),
             (&controller("root-ca-cert-publisher"), "POST", "/api/v1/namespaces/a/configmaps", true),
             (&controller("node-controller"), "PATCH", "/api/v1/nodes/n1", true),
+            (&controller("replicaset-controller"), "POST", "/api/v1/namespaces/a/pods", true),
+            (
+                &controller("replicaset-controller"),
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/replicasets/r/status",
+                true,
+            ),
+            (
+                &controller("replicaset-controller"),
+                "PATCH",
+                "/apis/apps/v1/namespaces/a/replicasets/r",
+                false,
+            ),
+            (&controller("deployment-controller"), "POST", "/apis/apps/v1/namespaces/a/replicasets", true),
+            (&controller("deployment-controller"), "POST", "/api/v1/namespaces/a/pods", false),
+            (&controller("job-controller"), "PATCH", "/api/v1/namespaces/a/pods/p", true),
+            (&controller("job-controller"), "PATCH", "/apis/batch/v1/namespaces/a/jobs/j", false),
+            (&controller("cronjob-controller"), "POST", "/apis/batch/v1/namespaces/a/jobs", true),
+            (&controller("cronjob-controller"), "POST", "/api/v1/namespaces/a/pods", false),
+            (
+                &controller("ttl-after-finished-controller"),
+                "DELETE",
+                "/apis/batch/v1/namespaces/a/jobs/j",
+                true,
+            ),
+            (&controller("ttl-after-finished-controller"), "DELETE", "/api/v1/namespaces/a/pods/p", false),
             (&network, "GET", "/api/v1/nodes?watch=1", true),
             (&network, "PATCH", "/api/v1/nodes/n1", false),
             (&network, "GET", "/api/v1/secrets", false),

@@ -149,10 +149,11 @@ pub(crate) fn create(row: &Resource, object: &mut Value, birth: Birth) -> Result
     }
     // Nobody merges by field managers yet: what a client claims about them is not kept.
     unset(object, "managedFields");
-    row.default(object);
-    row.prepare_for_create(object);
+    // A Job's selector is made of its UID.
     set(object, "uid", birth.uid.into());
     set(object, "creationTimestamp", metadata::rfc3339(birth.now).into());
+    row.default(object);
+    row.prepare_for_create(object);
     let errors = row.validate_create(object);
     if errors.is_empty() {
         return Ok(());

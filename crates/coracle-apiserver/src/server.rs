@@ -398,6 +398,7 @@ impl Core {
         match (call.subresource.map(|sub| sub.name), call.verb) {
             (Some("log"), _) => self.log(&call).await,
             (Some("exec"), _) => self.exec(&call, request).await,
+            (Some("scale"), _) => self.scale(&call, request.into_body()).await,
             (Some("binding"), _) => self.bind(&call, request.into_body()).await,
             (None, Verb::Create) if call.row.kind == "Binding" => self.bind(&call, request.into_body()).await,
             (None, Verb::List) => self.list(&call).await,

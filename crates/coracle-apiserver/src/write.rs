@@ -20,11 +20,11 @@ use crate::server::{Core, add_warnings, store_failed};
 /// How often a name is generated before giving up, as upstream's.
 const GENERATE_NAME_TRIES: usize = 8;
 /// How often a write that states no revision is tried again when somebody else was faster.
-const CONFLICT_TRIES: usize = 64;
+pub(crate) const CONFLICT_TRIES: usize = 64;
 /// The same for patches, as upstream's.
-const PATCH_TRIES: usize = 5;
+pub(crate) const PATCH_TRIES: usize = 5;
 
-const PATCH_TYPES: [&str; 3] =
+pub(crate) const PATCH_TYPES: [&str; 3] =
     ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
 
 /// An object after a write.
@@ -48,6 +48,20 @@ pub(crate) enum Attempt {
     Done(Revision),
     /// Somebody else was faster; the state of each compared key.
     Again(Vec<Option<KeyValue>>),
+}
+
+/// What a patch of this media type makes of `current`.
+pub(crate) fn patched(
+    row: &Resource,
+    media_type: &str,
+    current: &Value,
+    patch: &Value,
+) -> Result<Value, Status> {
+    match media_type {
+        "application/json-patch+json" => patch::json(current, patch),
+        "application/merge-patch+json" => patch::merge(current, patch),
+        _ => patch::strategic(row, current, patch),
+    }
 }
 
 impl Core {
@@ -224,7 +238,7 @@ impl Core {
     }
 
     /// One attempt to replace `current`; `None` if somebody else was faster.
-    async fn replace(
+    pub(crate) async fn replace(
         &self,
         call: &Call,
         part: Part,
@@ -275,11 +289,7 @@ impl Core {
             .map_err(|complaint| Status::bad_request(format!("error decoding patch: {complaint}")))?;
         for _ in 0..PATCH_TRIES {
             let Some((current, kv)) = self.current(call).await? else { return Err(call.not_found()) };
-            let mut new = match media_type.as_str() {
-                "application/json-patch+json" => patch::json(&current, &patch.value)?,
-                "application/merge-patch+json" => patch::merge(&current, &patch.value)?,
-                _ => patch::strategic(call.row, &current, &patch.value)?,
-            };
+            let mut new = patched(call.row, &media_type, &current, &patch.value)?;
             decode::check_type(call.row, &mut new)?;
             let warnings = prepare::check_fields(call.row, &mut new, patch.duplicates.clone(), validation)?;
             prepare::place(call.row, &mut new, call.namespace.as_deref(), &call.name)?;

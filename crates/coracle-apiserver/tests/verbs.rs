@@ -467,7 +467,7 @@ async fn paths_and_methods_that_lead_nowhere() {
     let admin = world.admin();
     for (method, url, code) in [
         ("GET", "/api/v1/foos", 404),
-        ("GET", "/apis/apps/v1/deployments", 404),
+        ("GET", "/apis/apps/v1/statefulsets", 404),
         ("GET", "/api/v2", 404),
         ("GET", "/nope", 404),
         ("GET", "/api/v1/namespaces/default/nodes", 404),

@@ -4,6 +4,7 @@ mod binding;
 mod defaults;
 mod supported;
 mod table;
+pub(super) mod template;
 mod update;
 mod validate;
 
@@ -161,7 +162,7 @@ fn default_pull_policy(image: &str) -> &'static str {
     }
 }
 
-fn label_warning(name: &str) -> Option<String> {
+pub(super) fn label_warning(name: &str) -> Option<String> {
     let complaints = names::dns1123_label(name);
     (!complaints.is_empty()).then(|| {
         format!(

@@ -36,7 +36,7 @@ const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 /// Definitions as `k8s-openapi` has them, by name.
 static RAW: LazyLock<Map<String, Value>> = LazyLock::new(|| {
     let mut generator = SchemaGenerator::default();
-    for resource in catalogue::resources() {
+    for resource in catalogue::resources().iter().chain(catalogue::carried()) {
         (resource.schema)(&mut generator);
     }
     generator.subschema_for::<DeleteOptions>();
@@ -62,6 +62,8 @@ pub(super) fn reachable(resources: &[&Resource], dialect: Dialect) -> Map<String
     for resource in resources {
         wanted.insert(kind(resource));
         wanted.insert(LIST_META.to_owned());
+        let carried = resource.subresources.iter().filter_map(catalogue::carried_by);
+        wanted.extend(carried.map(kind));
         found.insert(list(resource), list_definition(resource, dialect));
     }
     found.insert(PATCH.to_owned(), json!({

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::definitions::{self, DELETE_OPTIONS, Dialect, PATCH, STATUS};
-use crate::catalogue::{Resource, Subresource};
+use crate::catalogue::{self, Resource, Subresource};
 
 /// Query parameters, with what they do.
 const DRY_RUN: (&str, &str) =
@@ -191,13 +191,15 @@ impl Path<'_> {
         self.item(all.into_iter().filter(|(verb, ..)| self.resource.allows(verb)).map(|(_, m, o)| (m, o)))
     }
 
-    /// Subresources that carry the resource's own kind have schemas; of the others only the method is told.
+    /// Subresources that carry the resource's own kind, or one of the catalogue, have schemas; of the others only the method is told.
     fn subresource(&self, subresource: &Subresource) -> Value {
-        let kind = definitions::kind(self.resource);
-        let same = subresource.kind == self.resource.kind;
+        let carried = catalogue::carried_by(subresource);
+        let kind = definitions::kind(carried.unwrap_or(self.resource));
+        let own = subresource.kind == self.resource.kind;
+        let same = own || carried.is_some();
         let answer = if same { kind.as_str() } else { STATUS };
         let about = (subresource.group, subresource.version, subresource.kind);
-        let about = if same { self.about() } else { about };
+        let about = if own { self.about() } else { about };
         let operations = subresource.verbs.iter().filter_map(|verb| {
             let (method, action, body) = match *verb {
                 "get" => ("get", "get", None),

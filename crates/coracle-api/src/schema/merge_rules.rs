@@ -48,6 +48,18 @@ const fn map(
 }
 
 pub(crate) static MERGE_RULES: &[MergeRule] = &[
+    rule("apps/DeploymentSpec", "strategy", "", "", "retainKeys", ""),
+    map("apps/DeploymentStatus", "conditions", "type", "merge", "type"),
+    map("apps/ReplicaSetStatus", "conditions", "type", "merge", "type"),
+    atomic("batch/CronJobStatus", "active"),
+    map("batch/JobSchedulingConfiguration", "resourceClaims", "name", "merge", "name"),
+    rule("batch/JobStatus", "conditions", "atomic", "", "merge", "type"),
+    atomic("batch/PodFailurePolicy", "rules"),
+    rule("batch/PodFailurePolicyOnExitCodesRequirement", "values", "set", "", "", ""),
+    atomic("batch/PodFailurePolicyRule", "onPodConditions"),
+    atomic("batch/SuccessPolicy", "rules"),
+    rule("batch/UncountedTerminatedPods", "failed", "set", "", "", ""),
+    rule("batch/UncountedTerminatedPods", "succeeded", "set", "", "", ""),
     atomic("core/Capabilities", "add"),
     atomic("core/Capabilities", "drop"),
     atomic("core/CephFSVolumeSource", "monitors"),

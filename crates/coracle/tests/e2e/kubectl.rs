@@ -133,7 +133,7 @@ fn mistakes_get_upstreams_answers() {
             "apiVersion: v1\nkind: List\nitems: [{apiVersion: v1, kind: ConfigMap, metadata: {name: a}}]";
         let applied = cluster.kubectl_with(version, &["apply", "-f", "-"], list);
         assert!(applied.starts_with("configmap/a "), "{applied}");
-        for (kind, api_version) in [("Podd", "v1"), ("Deployment", "apps/v1")] {
+        for (kind, api_version) in [("Podd", "v1"), ("StatefulSet", "apps/v1")] {
             let manifest = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: a}}");
             let output = cluster.run_kubectl(version, &["apply", "-f", "-"], &manifest);
             let message = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -17,17 +17,29 @@ pub(super) fn apply(pod: &mut Value) {
         write_out_status(status);
     }
     let Some(spec) = object_in(pod, "spec") else { return };
-    for field in ["containers", "initContainers"] {
-        for container in spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten() {
-            container_defaults(container);
-        }
+    apply_to_spec(spec);
+    set_default(spec, "enableServiceLinks", true);
+    for container in containers(spec) {
+        request_what_is_limited(container);
+    }
+}
+
+fn containers(spec: &mut Map<String, Value>) -> impl Iterator<Item = &mut Value> {
+    let lists =
+        spec.iter_mut().filter(|(field, _)| matches!(field.as_str(), "containers" | "initContainers"));
+    lists.filter_map(|(_, list)| list.as_array_mut()).flatten()
+}
+
+/// Fills in the defaults that a Pod and a template of Pods have in common.
+pub(super) fn apply_to_spec(spec: &mut Map<String, Value>) {
+    for container in containers(spec) {
+        container_defaults(container);
     }
     set_default(spec, "restartPolicy", "Always");
     set_default(spec, "dnsPolicy", "ClusterFirst");
     set_default(spec, "schedulerName", "default-scheduler");
     set_default(spec, "terminationGracePeriodSeconds", 30);
     set_default(spec, "securityContext", json!({}));
-    set_default(spec, "enableServiceLinks", true);
     // The deprecated name of the same field follows the current one.
     let account = ["serviceAccountName", "serviceAccount"].iter().find_map(|field| {
         spec.get(*field).and_then(Value::as_str).filter(|s| !s.is_empty()).map(str::to_owned)
@@ -110,7 +122,7 @@ fn container_defaults(container: &mut Value) {
     }
 }
 
-/// Amounts have at most three decimal places; a limit without a request is a request too.
+/// Amounts have at most three decimal places.
 fn resource_defaults(resources: &mut Value) {
     let Some(resources) = resources.as_object_mut() else { return };
     for field in ["limits", "requests"] {
@@ -120,6 +132,11 @@ fn resource_defaults(resources: &mut Value) {
             }
         }
     }
+}
+
+/// A limit without a request is a request too.
+fn request_what_is_limited(container: &mut Value) {
+    let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) else { return };
     let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else { return };
     let requests = resources.entry("requests").or_insert_with(|| json!({}));
     if let Some(requests) = requests.as_object_mut() {

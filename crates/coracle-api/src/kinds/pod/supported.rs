@@ -116,10 +116,13 @@ const CONTAINER: &[(&str, Honoured)] = &[
 
 /// The fields of a new Pod that say something this release does not honour.
 pub(super) fn refuse(pod: &Value) -> Vec<FieldError> {
+    pod.get("spec").map(|spec| refuse_spec(spec, &Path::new("spec"))).unwrap_or_default()
+}
+
+/// The same of the spec that stands at `path`.
+pub(super) fn refuse_spec(spec: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    if let Some(spec) = pod.get("spec") {
-        fields(spec, POD, &Path::new("spec"), &mut errors);
-    }
+    fields(spec, POD, path, &mut errors);
     errors
 }
 

@@ -29,7 +29,27 @@ fn invalid_each(path: &Path, value: &str, complaints: Vec<String>) -> impl Itera
 
 pub(super) fn pod(pod: &Value) -> Vec<FieldError> {
     let path = Path::new("spec");
-    let spec = pod.get("spec").unwrap_or(&Value::Null);
+    let said = pod.get("spec").unwrap_or(&Value::Null);
+    let mut errors = spec(said, &path);
+    // What admission has set by now; a template leaves it open.
+    let priority = int_at(said, &["priority"]).unwrap_or(0);
+    if priority != 0 {
+        errors.push(FieldError::forbidden(
+            &path.child("priority"),
+            format!(
+                "the integer value of priority ({priority}) must not be provided in pod spec; priority \
+                 admission controller computed 0 from the given PriorityClass name"
+            ),
+        ));
+    }
+    if str_at(said, &["preemptionPolicy"]).is_empty() {
+        errors.push(FieldError::required(&path.child("preemptionPolicy"), ""));
+    }
+    errors
+}
+
+/// What is wrong with the spec of a Pod, or of one to be made of a template, that stands at `path`.
+pub(super) fn spec(spec: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = containers(spec, &path.child("containers"));
     errors.extend(one_of(
         str_at(spec, &["restartPolicy"]),
@@ -62,21 +82,14 @@ pub(super) fn pod(pod: &Value) -> Vec<FieldError> {
         }
     }
     errors.extend(tolerations(list_at(spec, &["tolerations"]), &path.child("tolerations")));
-    let priority = int_at(spec, &["priority"]).unwrap_or(0);
-    if priority != 0 {
-        errors.push(FieldError::forbidden(
-            &path.child("priority"),
-            format!(
-                "the integer value of priority ({priority}) must not be provided in pod spec; priority \
-                 admission controller computed 0 from the given PriorityClass name"
-            ),
+    let preemption = str_at(spec, &["preemptionPolicy"]);
+    if !preemption.is_empty() {
+        errors.extend(one_of(
+            preemption,
+            &path.child("preemptionPolicy"),
+            &["PreemptLowerPriority", "Never"],
         ));
     }
-    errors.extend(one_of(
-        str_at(spec, &["preemptionPolicy"]),
-        &path.child("preemptionPolicy"),
-        &["PreemptLowerPriority", "Never"],
-    ));
     let scheduler = str_at(spec, &["schedulerName"]);
     errors.extend(invalid_each(&path.child("schedulerName"), scheduler, names::dns1123_subdomain(scheduler)));
     errors
@@ -351,7 +364,14 @@ pub(super) fn tolerations(tolerations: &[Value], path: &Path) -> Vec<FieldError>
 /// What is not wrong with a new Pod and still worth knowing.
 pub(super) fn warnings(pod: &Value) -> Vec<String> {
     let mut out: Vec<String> = super::label_warning(crate::metadata::name(pod)).into_iter().collect();
-    for (label, _) in entries_at(pod, &["spec", "nodeSelector"]) {
+    out.extend(spec_warnings(pod.get("spec").unwrap_or(&Value::Null), "spec"));
+    out
+}
+
+/// What is worth knowing of the spec that stands at `at`.
+pub(super) fn spec_warnings(spec: &Value, at: &str) -> Vec<String> {
+    let mut out = Vec::new();
+    for (label, _) in entries_at(spec, &["nodeSelector"]) {
         let replacement = match label.as_str() {
             "beta.kubernetes.io/arch" => "v1.14; use \"kubernetes.io/arch\"",
             "beta.kubernetes.io/os" => "v1.14; use \"kubernetes.io/os\"",
@@ -359,25 +379,23 @@ pub(super) fn warnings(pod: &Value) -> Vec<String> {
             "failure-domain.beta.kubernetes.io/zone" => "v1.17; use \"topology.kubernetes.io/zone\"",
             _ => continue,
         };
-        out.push(format!("spec.nodeSelector[{label}]: deprecated since {replacement} instead"));
+        out.push(format!("{at}.nodeSelector[{label}]: deprecated since {replacement} instead"));
     }
-    for (index, toleration) in list_at(pod, &["spec", "tolerations"]).iter().enumerate() {
+    for (index, toleration) in list_at(spec, &["tolerations"]).iter().enumerate() {
         if toleration.get("tolerationSeconds").is_some() && !super::defaults::is_added(toleration) {
             out.push(format!(
-                "spec.tolerations[{index}].tolerationSeconds: Coracle does not evict Pods yet: the Pod stays on its \
+                "{at}.tolerations[{index}].tolerationSeconds: Coracle does not evict Pods yet: the Pod stays on its \
                  node for as long as the node is there"
             ));
         }
     }
-    if int_at(pod, &["spec", "terminationGracePeriodSeconds"]).is_some_and(|grace| grace < 0) {
-        out.push(
-            "spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated \
-             as 1"
-                .to_owned(),
-        );
+    if int_at(spec, &["terminationGracePeriodSeconds"]).is_some_and(|grace| grace < 0) {
+        out.push(format!(
+            "{at}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
+        ));
     }
-    for (index, container) in list_at(pod, &["spec", "containers"]).iter().enumerate() {
-        let path = format!("spec.containers[{index}]");
+    for (index, container) in list_at(spec, &["containers"]).iter().enumerate() {
+        let path = format!("{at}.containers[{index}]");
         let mut seen = BTreeSet::new();
         for (index, variable) in list_at(container, &["env"]).iter().enumerate() {
             let name = str_at(variable, &["name"]);

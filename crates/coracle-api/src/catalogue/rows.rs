@@ -1,0 +1,251 @@
+//! The table of the catalogue: a row for each resource.
+
+use k8s_openapi::api::apps::v1 as apps_v1;
+use k8s_openapi::api::autoscaling::v1 as autoscaling_v1;
+use k8s_openapi::api::batch::v1 as batch_v1;
+use k8s_openapi::api::coordination::v1 as coordination_v1;
+use k8s_openapi::api::core::v1 as core_v1;
+use k8s_openapi::api::events::v1 as events_v1;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions_v1;
+
+use super::{Resource, Strategy, Subresource};
+use crate::kinds;
+
+const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
+
+const fn status_of(kind: &'static str) -> Subresource {
+    Subresource { name: "status", kind, group: "", version: "", verbs: STATUS_VERBS }
+}
+
+/// `autoscaling/v1` Scale: how many there are to be, in one form for all that can be scaled.
+const SCALING: Subresource =
+    Subresource { name: "scale", kind: "Scale", group: "autoscaling", version: "v1", verbs: STATUS_VERBS };
+
+/// The kind that [`SCALING`] carries.
+pub(super) static SCALE: Resource = Resource {
+    group: "autoscaling",
+    verbs: &[],
+    ..core::<autoscaling_v1::Scale>("Scale", "scales", "scale", "", &kinds::scale::ScaleStrategy)
+};
+
+/// The common row of the core group; rows below say what differs.
+const fn core<K: schemars::JsonSchema>(
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    storage_prefix: &'static str,
+    strategy: &'static dyn Strategy,
+) -> Resource {
+    Resource {
+        group: "",
+        version: "v1",
+        kind,
+        plural,
+        singular,
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        verbs: ALL_VERBS,
+        subresources: &[],
+        storage_prefix,
+        name_check: crate::names::dns1123_subdomain,
+        strategy,
+        schema: schemars::SchemaGenerator::subschema_for::<K>,
+    }
+}
+
+pub(super) static RESOURCES: &[Resource] = &[
+    Resource {
+        verbs: &["create"],
+        ..core::<core_v1::Binding>(
+            "Binding",
+            "bindings",
+            "binding",
+            "/registry/bindings",
+            &kinds::binding::BindingStrategy,
+        )
+    },
+    Resource {
+        short_names: &["cm"],
+        ..core::<core_v1::ConfigMap>(
+            "ConfigMap",
+            "configmaps",
+            "configmap",
+            "/registry/configmaps",
+            &kinds::config_map::ConfigMapStrategy,
+        )
+    },
+    Resource {
+        short_names: &["ep"],
+        ..core::<core_v1::Endpoints>(
+            "Endpoints",
+            "endpoints",
+            "endpoints",
+            "/registry/services/endpoints",
+            &kinds::endpoints::EndpointsStrategy,
+        )
+    },
+    Resource {
+        short_names: &["ev"],
+        ..core::<core_v1::Event>(
+            "Event",
+            "events",
+            "event",
+            "/registry/events",
+            &kinds::event::CoreEventStrategy,
+        )
+    },
+    Resource {
+        short_names: &["ns"],
+        namespaced: false,
+        verbs: &["create", "delete", "get", "list", "patch", "update", "watch"],
+        subresources: &[
+            Subresource { name: "finalize", kind: "Namespace", group: "", version: "", verbs: &["update"] },
+            status_of("Namespace"),
+        ],
+        name_check: crate::names::dns1123_label,
+        ..core::<core_v1::Namespace>(
+            "Namespace",
+            "namespaces",
+            "namespace",
+            "/registry/namespaces",
+            &kinds::namespace::NamespaceStrategy,
+        )
+    },
+    Resource {
+        short_names: &["no"],
+        namespaced: false,
+        subresources: &[status_of("Node")],
+        ..core::<core_v1::Node>("Node", "nodes", "node", "/registry/minions", &kinds::node::NodeStrategy)
+    },
+    Resource {
+        short_names: &["po"],
+        categories: &["all"],
+        subresources: &[
+            Subresource { name: "binding", kind: "Binding", group: "", version: "", verbs: &["create"] },
+            Subresource {
+                name: "exec",
+                kind: "PodExecOptions",
+                group: "",
+                version: "",
+                verbs: &["create", "get"],
+            },
+            Subresource { name: "log", kind: "Pod", group: "", version: "", verbs: &["get"] },
+            status_of("Pod"),
+        ],
+        ..core::<core_v1::Pod>("Pod", "pods", "pod", "/registry/pods", &kinds::pod::PodStrategy)
+    },
+    core::<core_v1::Secret>(
+        "Secret",
+        "secrets",
+        "secret",
+        "/registry/secrets",
+        &kinds::secret::SecretStrategy,
+    ),
+    Resource {
+        short_names: &["sa"],
+        ..core::<core_v1::ServiceAccount>(
+            "ServiceAccount",
+            "serviceaccounts",
+            "serviceaccount",
+            "/registry/serviceaccounts",
+            &kinds::service_account::ServiceAccountStrategy,
+        )
+    },
+    Resource {
+        short_names: &["svc"],
+        categories: &["all"],
+        subresources: &[status_of("Service")],
+        name_check: crate::names::dns1035_label,
+        ..core::<core_v1::Service>(
+            "Service",
+            "services",
+            "service",
+            "/registry/services/specs",
+            &kinds::service::ServiceStrategy,
+        )
+    },
+    Resource {
+        group: "apps",
+        short_names: &["deploy"],
+        categories: &["all"],
+        subresources: &[SCALING, status_of("Deployment")],
+        ..core::<apps_v1::Deployment>(
+            "Deployment",
+            "deployments",
+            "deployment",
+            "/registry/deployments",
+            &kinds::deployment::DeploymentStrategy,
+        )
+    },
+    Resource {
+        group: "apps",
+        short_names: &["rs"],
+        categories: &["all"],
+        subresources: &[SCALING, status_of("ReplicaSet")],
+        ..core::<apps_v1::ReplicaSet>(
+            "ReplicaSet",
+            "replicasets",
+            "replicaset",
+            "/registry/replicasets",
+            &kinds::replica_set::ReplicaSetStrategy,
+        )
+    },
+    Resource {
+        group: "events.k8s.io",
+        short_names: &["ev"],
+        ..core::<events_v1::Event>(
+            "Event",
+            "events",
+            "event",
+            "/registry/events",
+            &kinds::event::EventsEventStrategy,
+        )
+    },
+    Resource {
+        group: "batch",
+        short_names: &["cj"],
+        categories: &["all"],
+        subresources: &[status_of("CronJob")],
+        ..core::<batch_v1::CronJob>(
+            "CronJob",
+            "cronjobs",
+            "cronjob",
+            "/registry/cronjobs",
+            &kinds::cron_job::CronJobStrategy,
+        )
+    },
+    Resource {
+        group: "batch",
+        categories: &["all"],
+        subresources: &[status_of("Job")],
+        ..core::<batch_v1::Job>("Job", "jobs", "job", "/registry/jobs", &kinds::job::JobStrategy)
+    },
+    // None can be made yet. kubectl reads the list before it says that it does not know a kind.
+    Resource {
+        group: "apiextensions.k8s.io",
+        short_names: &["crd", "crds"],
+        categories: &["api-extensions"],
+        namespaced: false,
+        verbs: &["get", "list", "watch"],
+        ..core::<apiextensions_v1::CustomResourceDefinition>(
+            "CustomResourceDefinition",
+            "customresourcedefinitions",
+            "customresourcedefinition",
+            "/registry/apiextensions.k8s.io/customresourcedefinitions",
+            &kinds::custom_resource_definition::CustomResourceDefinitionStrategy,
+        )
+    },
+    Resource {
+        group: "coordination.k8s.io",
+        ..core::<coordination_v1::Lease>(
+            "Lease",
+            "leases",
+            "lease",
+            "/registry/leases",
+            &kinds::lease::LeaseStrategy,
+        )
+    },
+];
