@@ -82,7 +82,10 @@ pub enum Dependents {
     /// They go after it.
     Delete,
     /// They stay: kinds that are older than garbage collection.
-    Orphan,
+    Orphan {
+        /// What a client that does not say what it wants is told.
+        warning: &'static str,
+    },
     /// It cannot own anything, whatever a request says.
     None,
 }

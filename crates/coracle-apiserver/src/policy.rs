@@ -92,6 +92,11 @@ const COMPONENTS: &[(&str, &[Rule])] = &[
         ],
     ),
     (
+        // It reads the metadata of everything, and takes owners and finalizers from it.
+        "system:serviceaccount:kube-system:generic-garbage-collector",
+        &[rule(&["get", "list", "watch", "patch", "update", "delete"], "*", &["*"])],
+    ),
+    (
         "system:serviceaccount:kube-system:replicaset-controller",
         &[
             rule(READ, "apps", &["replicasets"]),
@@ -308,6 +313,9 @@ mod tests {
             (&controller("service-account-controller"), "GET", "/api/v1/pods", false),
             (&controller("root-ca-cert-publisher"), "POST", "/api/v1/namespaces/a/configmaps", true),
             (&controller("node-controller"), "PATCH", "/api/v1/nodes/n1", true),
+            (&controller("generic-garbage-collector"), "DELETE", "/api/v1/namespaces/a/pods/p", true),
+            (&controller("generic-garbage-collector"), "POST", "/api/v1/namespaces/a/pods", false),
+            (&controller("generic-garbage-collector"), "DELETE", "/api/v1/namespaces/a/pods", false),
             (&controller("replicaset-controller"), "POST", "/api/v1/namespaces/a/pods", true),
             (
                 &controller("replicaset-controller"),

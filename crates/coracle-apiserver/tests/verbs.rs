@@ -251,8 +251,12 @@ async fn deletion_answers_marks_and_waits_as_upstream() {
             .message(409)
             .contains("does not match the UID in record")
     );
-    let foreground = json!({ "propagationPolicy": "Foreground" });
-    assert_eq!(admin.delete(&format!("{MAPS}/a"), Some(&foreground)).await.code, 422);
+    let both = json!({ "propagationPolicy": "Foreground", "orphanDependents": true });
+    let message = admin.delete(&format!("{MAPS}/a"), Some(&both)).await.message(422);
+    assert!(message.contains("orphanDependents and deletionPropagation cannot be both set"), "{message}");
+    let unknown = json!({ "propagationPolicy": "Cascade" });
+    let message = admin.delete(&format!("{MAPS}/a"), Some(&unknown)).await.message(422);
+    assert!(message.contains("propagationPolicy: Unsupported value: \"Cascade\""), "{message}");
     let status = admin
         .delete(&format!("{MAPS}/a"), Some(&json!({ "propagationPolicy": "Background" })))
         .await
@@ -274,6 +278,34 @@ async fn deletion_answers_marks_and_waits_as_upstream() {
     let free = json!({ "metadata": { "finalizers": null } });
     admin.patch(&format!("{MAPS}/held"), "merge", &free).await.expect(200);
     admin.get(&format!("{MAPS}/held")).await.expect(404);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_becomes_of_dependents_is_kept_as_a_finalizer() {
+    let world = World::new().await;
+    let admin = world.admin();
+    for (options, code, finalizers) in [
+        (json!({ "propagationPolicy": "Foreground" }), 200, json!(["foregroundDeletion"])),
+        (json!({ "propagationPolicy": "Orphan" }), 200, json!(["orphan"])),
+        (json!({ "orphanDependents": true }), 200, json!(["orphan"])),
+    ] {
+        admin.post(MAPS, &config_map("a")).await.expect(201);
+        let url = format!("{MAPS}/a");
+        let marked = admin.delete(&url, Some(&options)).await.expect(code);
+        assert_eq!(marked["metadata"]["finalizers"], finalizers, "{options}");
+        assert_eq!(marked["metadata"]["deletionGracePeriodSeconds"], 0);
+        let again = admin.delete(&url, None).await.expect(200);
+        assert_eq!(revision(&again), revision(&marked), "what was asked for stays");
+        admin.patch(&url, "merge", &json!({ "metadata": { "finalizers": null } })).await.expect(200);
+        admin.get(&url).await.expect(404);
+    }
+    let mut held = config_map("held");
+    held["metadata"]["finalizers"] = json!(["example.com/x"]);
+    admin.post(MAPS, &held).await.expect(201);
+    admin.delete(&format!("{MAPS}/held"), Some(&json!({ "orphanDependents": false }))).await.expect(202);
+    admin.delete(&format!("{MAPS}?propagationPolicy=Orphan"), None).await.expect(200);
+    let both = admin.get(&format!("{MAPS}/held")).await.expect(200);
+    assert_eq!(both["metadata"]["finalizers"], json!(["example.com/x", "orphan"]));
 }
 
 #[tokio::test(start_paused = true)]

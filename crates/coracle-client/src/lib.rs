@@ -15,6 +15,7 @@ mod certificate;
 mod connect;
 mod event;
 mod informer;
+mod metadata;
 mod object;
 pub mod request;
 mod supervise;
@@ -28,6 +29,7 @@ pub use connect::{
 };
 pub use event::{EventRecorder, EventType, reference};
 pub use informer::{Informer, ListOptions, Subscription};
+pub use metadata::{Collection, Metadata};
 pub use object::{Object, ObjectKey, key_of, revision_of, uid_of};
 pub use request::{Deletion, ErrorExt, Propagation};
 pub use supervise::supervise;

@@ -193,7 +193,7 @@ pub async fn delete<K: Object>(client: &Client, key: &ObjectKey, how: &Deletion)
     Ok(parse_revision(answer.pointer("/metadata/resourceVersion").and_then(serde_json::Value::as_str)))
 }
 
-fn delete_params(how: &Deletion) -> DeleteParams {
+pub(crate) fn delete_params(how: &Deletion) -> DeleteParams {
     let preconditions = (how.uid.is_some() || how.resource_version.is_some())
         .then(|| Preconditions { uid: how.uid.clone(), resource_version: how.resource_version.clone() });
     DeleteParams {

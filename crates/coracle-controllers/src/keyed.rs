@@ -1,5 +1,6 @@
 //! The loop of a controller that looks at one key at a time.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use coracle_client::{ErrorExt as _, ObjectKey, Subscription, Workqueue};
@@ -34,6 +35,11 @@ pub(crate) fn its_namespace(key: ObjectKey) -> Option<ObjectKey> {
     Some(ObjectKey::cluster(key.namespace))
 }
 
+/// A queue of keys whose failures are tried again after a back-off.
+pub(crate) fn queue<K: Ord + Clone>(clock: &Clock) -> Workqueue<K> {
+    Workqueue::new(clock.clone(), BACKOFF_FIRST, BACKOFF_MAX)
+}
+
 /// Looks at every key that changes, `workers` at a time and one worker per key; again, after a back-off, when that
 /// fails. Ends when an informer does.
 pub(crate) async fn run<F, W>(name: &str, clock: &Clock, workers: usize, sources: Vec<Source>, look: F)
@@ -41,14 +47,31 @@ where
     F: Fn(ObjectKey) -> W,
     W: Future<Output = Result<Looked, kube::Error>>,
 {
-    let queue = Workqueue::new(clock.clone(), BACKOFF_FIRST, BACKOFF_MAX);
-    let (queue, look) = (&queue, &look);
+    let queue = queue(clock);
+    let queue = &queue;
     let feeds = join_all(sources.into_iter().map(|mut source| async move {
         while let Some(keys) = source.changes.changed().await {
             keys.into_iter().filter_map(source.keys).for_each(|key| queue.add(key));
         }
     }));
-    let workers = join_all((0..workers).map(|_| async move {
+    let feeds = async {
+        feeds.await;
+        queue.close();
+    };
+    select! {
+        _ = join(feeds, serve(name, queue, workers, look)) => {}
+    }
+}
+
+/// Looks at every key of the queue until it is closed and empty.
+pub(crate) async fn serve<K, F, W>(name: &str, queue: &Workqueue<K>, workers: usize, look: F)
+where
+    K: Ord + Clone + Display,
+    F: Fn(K) -> W,
+    W: Future<Output = Result<Looked, kube::Error>>,
+{
+    let look = &look;
+    join_all((0..workers).map(|_| async move {
         while let Some(key) = queue.next().await {
             match look(key.clone()).await {
                 Ok(Looked::Settled) => queue.forget(&key),
@@ -66,12 +89,6 @@ where
                 }
             }
         }
-    }));
-    let feeds = async {
-        feeds.await;
-        queue.close();
-    };
-    select! {
-        _ = join(feeds, workers) => {}
-    }
+    }))
+    .await;
 }

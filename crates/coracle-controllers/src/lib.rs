@@ -3,11 +3,14 @@
 //! Each controller has an identity of its own, reads informers, writes requests, and does not know of the others.
 //! A key that fails is tried again after its back-off; a loop that panics starts again. Start at [`run_all`].
 
+pub mod garbage;
 mod keyed;
 pub mod namespace;
 pub mod node_ipam;
 pub mod root_ca;
 pub mod service_account;
+
+use std::sync::{Mutex, PoisonError};
 
 use coracle_client::{Informer, ListOptions, Object, supervise};
 use coracle_clock::{Clock, Rng, select};
@@ -77,12 +80,19 @@ pub enum Identity {
     RootCa,
     /// Gives nodes their share of the Pod network.
     NodeIpam,
+    /// Collects what has lost its owners.
+    Garbage,
 }
 
 impl Identity {
     /// All of them.
-    pub const ALL: [Identity; 4] =
-        [Identity::Namespace, Identity::ServiceAccount, Identity::RootCa, Identity::NodeIpam];
+    pub const ALL: [Identity; 5] = [
+        Identity::Namespace,
+        Identity::ServiceAccount,
+        Identity::RootCa,
+        Identity::NodeIpam,
+        Identity::Garbage,
+    ];
 
     /// The service account in `kube-system` that it acts as.
     #[must_use]
@@ -92,6 +102,7 @@ impl Identity {
             Identity::ServiceAccount => "service-account-controller",
             Identity::RootCa => "root-ca-cert-publisher",
             Identity::NodeIpam => "node-controller",
+            Identity::Garbage => "generic-garbage-collector",
         }
     }
 }
@@ -117,15 +128,30 @@ impl<'a, C: Fn(Identity) -> Client> Team<'a, C> {
     }
 }
 
+/// A new stream of random numbers for each start of a controller.
+struct Seeds(Mutex<Rng>);
+
+impl Seeds {
+    fn new(rng: Rng) -> Self {
+        Seeds(Mutex::new(rng))
+    }
+
+    fn next(&self) -> Rng {
+        // A poisoned generator is still a generator.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).fork("start")
+    }
+}
+
 /// Runs all controllers until `shutdown` is ready. `client` makes the client of each identity.
 pub async fn run_all(
     config: ControllersConfig,
     client: impl Fn(Identity) -> Client,
     inputs: ControllerInputs,
     clock: Clock,
-    rng: Rng,
+    mut rng: Rng,
     shutdown: impl Future<Output = ()>,
 ) {
+    let garbage = Seeds::new(rng.fork("garbage"));
     let shares = (config.cluster_cidr, config.node_prefix);
     let (all, time) = (|| inputs.clone(), || clock.clone());
     let mut team = Team { client, clock: &clock, rng, running: Vec::new() };
@@ -133,6 +159,7 @@ pub async fn run_all(
     team.add(Identity::ServiceAccount, |own| service_account::run(own, all(), time()));
     team.add(Identity::RootCa, |own| root_ca::run(own, all(), time(), config.root_ca.clone()));
     team.add(Identity::NodeIpam, |own| node_ipam::run(own, inputs.nodes.clone(), time(), shares));
+    team.add(Identity::Garbage, |own| garbage::run(own, time(), garbage.next()));
     let running = join_all(team.running);
     select! {
         () = shutdown => {}

@@ -1,99 +1,18 @@
 //! The controllers against the real API server and store, in one process, on virtual time and simulated files.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use coracle_apiserver::auth::UserInfo;
-use coracle_apiserver::{ApiServer, Config};
+use common::Cluster;
+use coracle_client::ObjectKey;
 use coracle_client::request::{self, PatchBody};
-use coracle_client::{Deletion, Informer, ListOptions, Object, ObjectKey, in_process};
-use coracle_clock::{Clock, Ids, Rng};
-use coracle_controllers::{ControllerInputs, ControllersConfig, run_all};
-use coracle_store::embedded::{EmbeddedStore, Execution, Options};
-use coracle_store::simfs::SimFs;
+use coracle_controllers::ControllerInputs;
 use k8s_openapi::api::core::v1::{Binding, ConfigMap, Namespace, Node, Pod, ServiceAccount};
-use kube::Client;
-use serde::Serialize;
 use serde_json::{Value, json};
-
-struct Cluster {
-    admin: Client,
-    clock: Clock,
-    inputs: ControllerInputs,
-    _server: Arc<ApiServer>,
-}
-
-impl Cluster {
-    async fn start() -> Self {
-        let clock = Clock::starting_at("2030-01-01T00:00:00Z".parse().unwrap());
-        let options = Options { execution: Execution::Tasks, ..Options::default() };
-        let files = Arc::new(SimFs::new(Rng::seeded(1)));
-        let (store, _) = EmbeddedStore::open(files, clock.clone(), options).unwrap();
-        let config = Config {
-            service_range: "10.96.0.0/16".parse().unwrap(),
-            advertise: "192.0.2.1:6443".parse().unwrap(),
-            kubelet: None,
-            joining: None,
-        };
-        let ids = Arc::new(Ids::new(Rng::seeded(2)));
-        let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();
-        let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
-        let inputs = ControllerInputs {
-            namespaces: informer(&admin, &clock, None),
-            service_accounts: informer(&admin, &clock, None),
-            config_maps: informer(&admin, &clock, Some("metadata.name=kube-root-ca.crt")),
-            nodes: informer(&admin, &clock, None),
-            pods: informer(&admin, &clock, None),
-        };
-        let cluster =
-            Cluster { admin, clock: clock.clone(), inputs: inputs.clone(), _server: server.clone() };
-        let config = ControllersConfig {
-            cluster_cidr: "10.244.0.0/22".parse().unwrap(),
-            node_prefix: 24,
-            root_ca: "PEM".to_owned(),
-        };
-        tokio::spawn(async move {
-            let client = |identity: coracle_controllers::Identity| {
-                let user = UserInfo::service_account("kube-system", identity.service_account());
-                in_process(server.in_process(user))
-            };
-            run_all(config, client, inputs, clock, Rng::seeded(3), std::future::pending()).await;
-        });
-        cluster
-    }
-
-    async fn create<K: Object + Serialize>(&self, object: Value) -> K {
-        request::create(&self.admin, &serde_json::from_value::<K>(object).unwrap()).await.unwrap()
-    }
-
-    async fn delete<K: Object>(&self, key: &ObjectKey, grace: Option<u32>) {
-        let how = Deletion { grace_period_seconds: grace, ..Deletion::default() };
-        request::delete::<K>(&self.admin, key, &how).await.unwrap();
-    }
-
-    async fn until<K: Object>(&self, informer: &Informer<K>, what: &str, holds: impl Fn() -> bool) {
-        let mut changes = informer.subscribe();
-        let wait = async {
-            while !holds() {
-                changes.changed().await.expect("the informer runs");
-            }
-        };
-        let done = self.clock.timeout(Duration::from_secs(120), wait).await;
-        assert!(done.is_some(), "{what}: {:#?}", informer.list());
-    }
-
-    async fn until_namespace(&self, name: &str, what: &str, holds: impl Fn(Option<Arc<Namespace>>) -> bool) {
-        let namespaces = &self.inputs.namespaces;
-        self.until(namespaces, what, || holds(namespaces.get("", name))).await;
-    }
-}
-
-fn informer<K: Object>(client: &Client, clock: &Clock, fields: Option<&str>) -> Informer<K> {
-    let options = ListOptions { fields: fields.map(str::to_owned), ..ListOptions::default() };
-    Informer::start(client.clone(), options, clock.clone(), Rng::seeded(9))
-}
 
 fn condition(namespace: &Namespace, type_: &str) -> Option<(String, String)> {
     let conditions = namespace.status.as_ref()?.conditions.as_ref()?;

@@ -10,7 +10,7 @@ pub(super) use validate::{spec as validate_spec, spec_defaults};
 
 use super::pod::template;
 use super::workload;
-use crate::catalogue::Strategy;
+use crate::catalogue::{Dependents, Strategy};
 use crate::field::{FieldError, Path};
 use crate::metadata;
 use crate::table::{Column, human_duration};
@@ -35,6 +35,13 @@ static COLUMNS: &[Column] = &[
 ];
 
 impl Strategy for JobStrategy {
+    fn dependents(&self) -> Dependents {
+        Dependents::Orphan {
+            warning: "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to \
+                      remove them or set propagationPolicy=Orphan to suppress this warning",
+        }
+    }
+
     fn default(&self, object: &mut Value) {
         let Some(spec) = object_in(object, "spec") else { return };
         // One Pod, once; but who says how many run at a time leaves open how many are to end well.

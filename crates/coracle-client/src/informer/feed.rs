@@ -8,13 +8,13 @@ use coracle_clock::{Clock, Rng};
 use futures::TryStreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::api::{ListParams, WatchEvent, WatchParams};
+use kube::core::Request;
 use kube::{Client, Error};
 use serde::Deserialize;
 
-use super::ListOptions;
 use super::store::Store;
 use crate::object::parse_revision;
-use crate::request::{collection, send};
+use crate::request::send;
 use crate::{Backoff, ErrorExt as _, Object};
 
 /// Objects per page of a list, as client-go asks for.
@@ -34,6 +34,19 @@ enum Ended {
     Failed(Error),
 }
 
+/// What a feed follows.
+#[derive(Debug, Clone)]
+pub(super) struct Subject {
+    /// For the log.
+    pub(super) name: String,
+    /// Path of the collection.
+    pub(super) path: String,
+    /// Whether only the objects' metadata is asked for.
+    pub(super) metadata_only: bool,
+    pub(super) labels: Option<String>,
+    pub(super) fields: Option<String>,
+}
+
 #[derive(Deserialize)]
 struct Page<K> {
     #[serde(default)]
@@ -43,15 +56,15 @@ struct Page<K> {
 
 pub(super) async fn run<K: Object>(
     client: Client,
-    options: ListOptions,
+    subject: Subject,
     store: Arc<Store<K>>,
     clock: Clock,
     rng: Rng,
 ) {
-    let kind = K::kind(&());
+    let kind = subject.name.as_str();
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(30), rng);
     loop {
-        let mut revision = match list(&client, &options).await {
+        let mut revision = match list(&client, &subject).await {
             Ok((items, revision)) => {
                 backoff.reset();
                 store.replace(items, parse_revision(Some(&revision)));
@@ -59,27 +72,27 @@ pub(super) async fn run<K: Object>(
             }
             Err(error) => {
                 let delay = backoff.delay();
-                tracing::warn!(%kind, error = &error as &dyn std::error::Error, ?delay, "list failed");
+                tracing::warn!(kind, error = &error as &dyn std::error::Error, ?delay, "list failed");
                 clock.sleep(delay).await;
                 continue;
             }
         };
         loop {
             let started = (clock.elapsed(), revision.clone());
-            let ended = watch(&client, &options, &store, &mut revision).await;
+            let ended = watch(&client, &subject, &store, &mut revision).await;
             if revision != started.1 {
                 backoff.reset();
             }
             match ended {
                 Ended::Expired => {
-                    tracing::debug!(%kind, revision, "the watch cannot be resumed, listing again");
+                    tracing::debug!(kind, revision, "the watch cannot be resumed, listing again");
                     break;
                 }
                 Ended::Closed if revision != started.1 || clock.elapsed() - started.0 >= SHORT_WATCH => {}
                 Ended::Closed => clock.sleep(backoff.delay()).await,
                 Ended::Failed(error) => {
                     let delay = backoff.delay();
-                    tracing::warn!(%kind, error = &error as &dyn std::error::Error, ?delay, "watch failed");
+                    tracing::warn!(kind, error = &error as &dyn std::error::Error, ?delay, "watch failed");
                     clock.sleep(delay).await;
                 }
             }
@@ -88,16 +101,21 @@ pub(super) async fn run<K: Object>(
 }
 
 /// All objects, page by page at one revision.
-async fn list<K: Object>(client: &Client, options: &ListOptions) -> Result<(Vec<K>, String), Error> {
+async fn list<K: Object>(client: &Client, subject: &Subject) -> Result<(Vec<K>, String), Error> {
     let mut items = Vec::new();
     let mut parameters = ListParams {
-        label_selector: options.labels.clone(),
-        field_selector: options.fields.clone(),
+        label_selector: subject.labels.clone(),
+        field_selector: subject.fields.clone(),
         limit: Some(PAGE),
         ..ListParams::default()
     };
     loop {
-        let request = collection::<K>(options.namespace.as_deref()).list(&parameters);
+        let collection = Request::new(&subject.path);
+        let request = if subject.metadata_only {
+            collection.list_metadata(&parameters)
+        } else {
+            collection.list(&parameters)
+        };
         match send::<Page<K>>(client, request, "list").await {
             Ok(mut page) => {
                 items.append(&mut page.items);
@@ -120,18 +138,24 @@ async fn list<K: Object>(client: &Client, options: &ListOptions) -> Result<(Vec<
 /// Takes in changes after `revision`, and moves it, until the watch ends.
 async fn watch<K: Object>(
     client: &Client,
-    options: &ListOptions,
+    subject: &Subject,
     store: &Store<K>,
     revision: &mut String,
 ) -> Ended {
     let parameters = WatchParams {
-        label_selector: options.labels.clone(),
-        field_selector: options.fields.clone(),
+        label_selector: subject.labels.clone(),
+        field_selector: subject.fields.clone(),
         timeout: Some(WATCH_SECONDS),
         bookmarks: true,
         ..WatchParams::default()
     };
-    let request = match collection::<K>(options.namespace.as_deref()).watch(&parameters, revision) {
+    let collection = Request::new(&subject.path);
+    let request = if subject.metadata_only {
+        collection.watch_metadata(&parameters, revision)
+    } else {
+        collection.watch(&parameters, revision)
+    };
+    let request = match request {
         Ok(mut request) => {
             request.extensions_mut().insert("watch");
             request

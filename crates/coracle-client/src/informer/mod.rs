@@ -13,7 +13,8 @@ use std::sync::Arc;
 use coracle_clock::{Clock, Rng};
 use tokio::task::AbortHandle;
 
-use crate::{Object, ObjectKey, supervise};
+use crate::{Metadata, Object, ObjectKey, supervise};
+use feed::Subject;
 use store::{Mailbox, Store};
 
 /// What an informer follows.
@@ -70,17 +71,39 @@ impl<K> Drop for Running<K> {
     }
 }
 
+impl Informer<Metadata> {
+    /// Starts to follow the metadata of a kind that is known by the path of its collection only. Must be called within a
+    /// Tokio runtime.
+    #[must_use]
+    pub fn start_metadata(client: kube::Client, path: String, clock: Clock, rng: Rng) -> Self {
+        let name = format!("metadata of {path}");
+        let subject = Subject { name, path, metadata_only: true, labels: None, fields: None };
+        Self::follow(client, subject, clock, rng)
+    }
+}
+
 impl<K: Object> Informer<K> {
     /// Starts to follow a kind. Must be called within a Tokio runtime.
     #[must_use]
-    pub fn start(client: kube::Client, options: ListOptions, clock: Clock, mut rng: Rng) -> Self {
+    pub fn start(client: kube::Client, options: ListOptions, clock: Clock, rng: Rng) -> Self {
+        let subject = Subject {
+            name: K::kind(&()).into_owned(),
+            path: K::url_path(&(), options.namespace.as_deref()),
+            metadata_only: false,
+            labels: options.labels,
+            fields: options.fields,
+        };
+        Self::follow(client, subject, clock, rng)
+    }
+
+    fn follow(client: kube::Client, subject: Subject, clock: Clock, mut rng: Rng) -> Self {
         let store = Arc::new(Store::new());
         let fed = store.clone();
         let feed = tokio::spawn(async move {
             let restarts = rng.fork("restarts");
             let feed =
-                || feed::run(client.clone(), options.clone(), fed.clone(), clock.clone(), rng.fork("feed"));
-            supervise(K::kind(&()).as_ref(), &clock, restarts, feed).await;
+                || feed::run(client.clone(), subject.clone(), fed.clone(), clock.clone(), rng.fork("feed"));
+            supervise(&subject.name, &clock, restarts, feed).await;
         });
         Informer(Arc::new(Running { store, feed: feed.abort_handle() }))
     }

@@ -3,56 +3,32 @@
 use std::collections::BTreeSet;
 
 use coracle_api::catalogue::{self, Resource};
-use coracle_client::ObjectKey;
-use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DeleteParams, GetParams, ListParams, PostParams};
+use coracle_client::{Collection, Deletion, ErrorExt as _, Metadata, ObjectKey, Propagation, request};
+use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::{GetParams, PostParams};
 use kube::core::Request;
-use kube::{Client, Error};
+use kube::{Client, Error, Resource as _};
 use serde_json::Value;
 
 use super::{Remaining, without_finalizer};
 
-/// A kind whose objects live in namespaces and can be deleted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kind {
-    /// Its API group; empty for the core group.
-    pub group: &'static str,
-    /// Its version.
-    pub version: &'static str,
-    /// Its name in paths.
-    pub plural: &'static str,
-}
-
-/// All of them, each stored object under one kind only, Pods first.
+/// The kinds whose objects live in namespaces and can be deleted, each stored object under one kind only, Pods first.
 #[must_use]
-pub fn kinds() -> Vec<Kind> {
-    let deletable = |resource: &&Resource| {
-        resource.namespaced && resource.allows("list") && resource.allows("deletecollection")
-    };
+pub fn kinds() -> Vec<&'static Resource> {
+    let deletable = |row: &&Resource| row.namespaced && row.allows("list") && row.allows("delete");
     let mut stored = BTreeSet::new();
     let mut kinds: Vec<_> = catalogue::resources()
         .iter()
         .filter(deletable)
-        .filter(|resource| stored.insert(resource.storage_prefix))
-        .map(|resource| Kind { group: resource.group, version: resource.version, plural: resource.plural })
+        .filter(|row| stored.insert(row.storage_prefix))
         .collect();
-    kinds.sort_by_key(|kind| !kind.is_pods());
+    kinds.sort_by_key(|row| !is_pods(row));
     kinds
 }
 
-impl Kind {
-    fn is_pods(&self) -> bool {
-        self.group.is_empty() && self.plural == "pods"
-    }
-
-    fn path(&self, namespace: &str) -> String {
-        let Kind { group, version, plural } = self;
-        if group.is_empty() {
-            format!("/api/{version}/namespaces/{namespace}/{plural}")
-        } else {
-            format!("/apis/{group}/{version}/namespaces/{namespace}/{plural}")
-        }
-    }
+fn is_pods(row: &Resource) -> bool {
+    row.group.is_empty() && row.plural == "pods"
 }
 
 /// What a list says about the objects in it.
@@ -60,31 +36,33 @@ impl Kind {
 struct Listed {
     count: usize,
     /// Objects that nobody has asked to go yet.
-    unmarked: usize,
+    unmarked: Vec<String>,
     /// Pods that still have time to end in peace.
     in_grace: usize,
     finalizers: Vec<String>,
 }
 
 impl Listed {
-    fn of(list: &Value) -> Self {
+    fn of<'a>(objects: impl IntoIterator<Item = &'a ObjectMeta>) -> Self {
         let mut listed = Listed::default();
-        for item in list["items"].as_array().into_iter().flatten() {
+        for meta in objects {
             listed.count += 1;
-            if item.pointer("/metadata/deletionTimestamp").is_none_or(Value::is_null) {
-                listed.unmarked += 1;
+            if meta.deletion_timestamp.is_none() {
+                listed.unmarked.extend(meta.name.clone());
             }
-            let grace = item.pointer("/metadata/deletionGracePeriodSeconds").and_then(Value::as_i64);
-            let ended =
-                matches!(item.pointer("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed"));
-            if grace.is_some_and(|grace| grace > 0) && !ended {
-                listed.in_grace += 1;
-            }
-            let finalizers = item.pointer("/metadata/finalizers").and_then(Value::as_array);
-            let names = finalizers.into_iter().flatten().filter_map(Value::as_str);
-            listed.finalizers.extend(names.map(str::to_owned));
+            listed.finalizers.extend(meta.finalizers.iter().flatten().cloned());
         }
         listed
+    }
+
+    /// The same of Pods, whose end takes time that they have.
+    fn of_pods(pods: &[Pod]) -> Self {
+        let in_grace = pods.iter().filter(|pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            pod.metadata.deletion_grace_period_seconds.is_some_and(|grace| grace > 0)
+                && !matches!(phase, Some("Succeeded" | "Failed"))
+        });
+        Listed { in_grace: in_grace.count(), ..Listed::of(pods.iter().map(|pod| &pod.metadata)) }
     }
 }
 
@@ -107,33 +85,43 @@ pub(super) async fn delete_all(client: &Client, namespace: &str) -> Remaining {
             }
             Err(error) => remaining.failures.push(error.to_string()),
         }
-        if kind.is_pods() && !remaining.is_empty() {
+        if is_pods(kind) && !remaining.is_empty() {
             break;
         }
     }
     remaining
 }
 
-fn unexpected(namespace: &str, Kind { group, version, plural }: Kind) -> String {
+fn unexpected(namespace: &str, Resource { group, version, plural, .. }: &Resource) -> String {
     format!(
         "unexpected items still remain in namespace: {namespace} for gvr: {group}/{version}, Resource={plural}"
     )
 }
 
-async fn delete_kind(client: &Client, namespace: &str, kind: Kind) -> Result<Listed, Error> {
-    let collection = Request::new(kind.path(namespace));
+async fn delete_kind(client: &Client, namespace: &str, kind: &Resource) -> Result<Listed, Error> {
+    let objects = Collection::new(client, kind.path(Some(namespace)));
     let list = || async {
-        let request = collection.list(&ListParams::default()).map_err(Error::BuildRequest)?;
-        Ok::<_, Error>(Listed::of(&client.request::<Value>(request).await?))
+        if is_pods(kind) {
+            return Ok::<_, Error>(Listed::of_pods(&request::list(client, Some(namespace)).await?));
+        }
+        Ok(Listed::of(objects.list().await?.iter().map(Metadata::meta)))
     };
     let before = list().await?;
-    if before.unmarked == 0 {
+    if before.unmarked.is_empty() {
         return Ok(before);
     }
-    let request = collection
-        .delete_collection(&DeleteParams::default(), &ListParams::default())
-        .map_err(Error::BuildRequest)?;
-    client.request::<Value>(request).await?;
+    // Everything goes, so nobody is to wait for anybody, nor to be orphaned.
+    let how = Deletion::default().propagating(Propagation::Background);
+    if kind.allows("deletecollection") {
+        objects.delete_all(&how).await?;
+    } else {
+        for name in &before.unmarked {
+            match objects.delete(name, &how).await {
+                Err(error) if !error.is_not_found() => return Err(error),
+                _ => {}
+            }
+        }
+    }
     list().await
 }
 
@@ -162,7 +150,7 @@ mod tests {
     #[test]
     fn pods_go_first_and_no_object_is_under_two_kinds() {
         let kinds = kinds();
-        assert!(kinds[0].is_pods());
+        assert!(is_pods(kinds[0]));
         let plurals: Vec<_> = kinds.iter().map(|kind| kind.plural).collect();
         for expected in ["configmaps", "secrets", "serviceaccounts", "services", "endpoints", "leases"] {
             assert!(plurals.contains(&expected), "{expected} in {plurals:?}");
@@ -173,13 +161,18 @@ mod tests {
 
     #[test]
     fn a_list_tells_who_waits_for_what() {
-        let listed = Listed::of(&json!({"items": [
-            {"metadata": {}},
-            {"metadata": {"deletionTimestamp": "t", "deletionGracePeriodSeconds": 30}, "status": {"phase": "Running"}},
-            {"metadata": {"deletionTimestamp": "t", "deletionGracePeriodSeconds": 30}, "status": {"phase": "Failed"}},
-            {"metadata": {"deletionTimestamp": "t", "finalizers": ["a/b", "c/d"]}},
-        ]}));
-        assert_eq!((listed.count, listed.unmarked, listed.in_grace), (4, 1, 1));
+        let pods: Vec<Pod> = serde_json::from_value(json!([
+            {"metadata": {"name": "a"}},
+            {"metadata": {"deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30},
+             "status": {"phase": "Running"}},
+            {"metadata": {"deletionTimestamp": "2030-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30},
+             "status": {"phase": "Failed"}},
+            {"metadata": {"deletionTimestamp": "2030-01-01T00:00:00Z", "finalizers": ["a/b", "c/d"]}},
+        ]))
+        .unwrap();
+        let listed = Listed::of_pods(&pods);
+        assert_eq!((listed.count, listed.in_grace), (4, 1));
+        assert_eq!(listed.unmarked, ["a"]);
         assert_eq!(listed.finalizers, ["a/b", "c/d"]);
     }
 }

@@ -17,7 +17,7 @@ use kube::{Client, Error};
 use serde_json::{Value, json};
 
 pub use conditions::update_conditions;
-pub use content::{Kind, kinds};
+pub use content::kinds;
 
 use crate::ControllerInputs;
 use crate::keyed::{self, Looked, Source};

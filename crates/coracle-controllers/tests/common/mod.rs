@@ -1,0 +1,196 @@
+//! A cluster without nodes and scheduler in one process, on virtual time and simulated files, whose controllers can die
+//! after any write and start again.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+#![allow(dead_code, reason = "each test crate uses a part")]
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use coracle_apiserver::auth::UserInfo;
+use coracle_apiserver::{ApiServer, Config, InProcess};
+use coracle_client::request::{self, PatchBody};
+use coracle_client::{Deletion, Informer, Object, ObjectKey, Propagation, in_process};
+use coracle_clock::{Clock, Ids, Rng};
+use coracle_controllers::{ControllerInputs, ControllersConfig, Identity, run_all};
+use coracle_store::embedded::{EmbeddedStore, Execution, Options};
+use coracle_store::simfs::SimFs;
+use k8s_openapi::api::core::v1::{Event, Namespace};
+use kube::Client;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+/// The writes that the controllers may still do before they die.
+struct Life {
+    left: AtomicU64,
+    over: Notify,
+}
+
+/// A client's way to the API server that ends with the life of its process: after the last write nothing is answered.
+#[derive(Clone)]
+struct Mortal {
+    inner: InProcess,
+    life: Arc<Life>,
+}
+
+impl tower::Service<http::Request<kube::client::Body>> for Mortal {
+    type Response = <InProcess as tower::Service<http::Request<kube::client::Body>>>::Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<kube::client::Body>) -> Self::Future {
+        let writes = request.method() != http::Method::GET && !request.uri().path().contains("/events");
+        let life = self.life.clone();
+        if life.left.load(Ordering::SeqCst) == 0 {
+            return Box::pin(std::future::pending());
+        }
+        let last = writes && life.left.fetch_sub(1, Ordering::SeqCst) == 1;
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            if last {
+                life.over.notify_one();
+                std::future::pending::<()>().await;
+            }
+            answer
+        })
+    }
+}
+
+pub(crate) struct Cluster {
+    pub(crate) admin: Client,
+    pub(crate) clock: Clock,
+    pub(crate) inputs: ControllerInputs,
+    server: Arc<ApiServer>,
+    controllers: Option<JoinHandle<()>>,
+}
+
+impl Cluster {
+    pub(crate) async fn start() -> Self {
+        let mut cluster = Self::without_controllers().await;
+        drop(cluster.run_controllers(u64::MAX));
+        cluster
+    }
+
+    pub(crate) async fn without_controllers() -> Self {
+        let clock = Clock::starting_at("2030-01-01T00:00:00Z".parse().unwrap());
+        let options = Options { execution: Execution::Tasks, ..Options::default() };
+        let files = Arc::new(SimFs::new(Rng::seeded(1)));
+        let (store, _) = EmbeddedStore::open(files, clock.clone(), options).unwrap();
+        let config = Config {
+            service_range: "10.96.0.0/16".parse().unwrap(),
+            advertise: "192.0.2.1:6443".parse().unwrap(),
+            kubelet: None,
+            joining: None,
+        };
+        let ids = Arc::new(Ids::new(Rng::seeded(2)));
+        let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();
+        let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
+        let inputs = ControllerInputs::start(&admin, &clock, &mut Rng::seeded(9));
+        Cluster { admin, clock, inputs, server, controllers: None }
+    }
+
+    /// Starts the controllers, as a process that dies after so many writes would. The answer waits for that.
+    pub(crate) fn run_controllers(&mut self, writes: u64) -> impl Future<Output = ()> + use<> {
+        self.stop_controllers();
+        let life = Arc::new(Life { left: AtomicU64::new(writes), over: Notify::new() });
+        let config = ControllersConfig {
+            cluster_cidr: "10.244.0.0/22".parse().unwrap(),
+            node_prefix: 24,
+            root_ca: "PEM".to_owned(),
+        };
+        let (server, clock, mortal) = (self.server.clone(), self.clock.clone(), life.clone());
+        let inputs = ControllerInputs::start(&self.admin, &clock, &mut Rng::seeded(8));
+        self.controllers = Some(tokio::spawn(async move {
+            let client = |identity: Identity| {
+                let user = UserInfo::service_account("kube-system", identity.service_account());
+                in_process(Mortal { inner: server.in_process(user), life: mortal.clone() })
+            };
+            run_all(config, client, inputs, clock, Rng::seeded(3), std::future::pending()).await;
+        }));
+        async move { life.over.notified().await }
+    }
+
+    pub(crate) fn stop_controllers(&mut self) {
+        if let Some(running) = self.controllers.take() {
+            running.abort();
+        }
+    }
+
+    /// Lets the controllers die after so many writes, starts them again, and waits until all is done. False if they had
+    /// no reason to write so often.
+    pub(crate) async fn survive(&mut self, writes: u64, long: Duration) -> bool {
+        let over = self.run_controllers(writes);
+        let died = self.clock.timeout(long, over).await.is_some();
+        if died {
+            drop(self.run_controllers(u64::MAX));
+            self.clock.sleep(long).await;
+        }
+        died
+    }
+
+    pub(crate) async fn create<K: Object + Serialize>(&self, object: Value) -> K {
+        request::create(&self.admin, &serde_json::from_value::<K>(object).unwrap()).await.unwrap()
+    }
+
+    pub(crate) async fn merge<K: Object>(&self, key: &ObjectKey, patch: Value) -> K {
+        request::patch(&self.admin, key, &PatchBody::Merge(patch)).await.unwrap()
+    }
+
+    pub(crate) async fn get<K: Object>(&self, key: &ObjectKey) -> Option<K> {
+        request::get(&self.admin, key).await.ok()
+    }
+
+    pub(crate) async fn delete<K: Object>(&self, key: &ObjectKey, grace: Option<u32>) {
+        let how = Deletion { grace_period_seconds: grace, ..Deletion::default() };
+        request::delete::<K>(&self.admin, key, &how).await.unwrap();
+    }
+
+    pub(crate) async fn delete_as<K: Object>(&self, key: &ObjectKey, propagation: Propagation) {
+        let how = Deletion::default().propagating(propagation);
+        request::delete::<K>(&self.admin, key, &how).await.unwrap();
+    }
+
+    /// The reasons and messages of all Events about an object of this name.
+    pub(crate) async fn events(&self, name: &str) -> Vec<(String, String)> {
+        let events = request::list::<Event>(&self.admin, None).await.unwrap();
+        let about = events.into_iter().filter(|event| event.involved_object.name.as_deref() == Some(name));
+        about.map(|event| (event.reason.unwrap_or_default(), event.message.unwrap_or_default())).collect()
+    }
+
+    pub(crate) async fn until<K: Object>(
+        &self,
+        informer: &Informer<K>,
+        what: &str,
+        holds: impl Fn() -> bool,
+    ) {
+        let mut changes = informer.subscribe();
+        let wait = async {
+            while !holds() {
+                changes.changed().await.expect("the informer runs");
+            }
+        };
+        let done = self.clock.timeout(Duration::from_secs(120), wait).await;
+        assert!(done.is_some(), "{what}: {:#?}", informer.list());
+    }
+
+    pub(crate) async fn until_namespace(
+        &self,
+        name: &str,
+        what: &str,
+        holds: impl Fn(Option<Arc<Namespace>>) -> bool,
+    ) {
+        let namespaces = &self.inputs.namespaces;
+        self.until(namespaces, what, || holds(namespaces.get("", name))).await;
+    }
+}
