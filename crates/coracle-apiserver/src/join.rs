@@ -140,22 +140,33 @@ impl Core {
         }
         let key = PublicKey::of_request(&asked.certificate_request)
             .map_err(|error| Status::bad_request(error.to_string()))?;
-        // A machine that was replaced under its name does not come back by renewing.
-        self.check_name(&asked.node, &key.fingerprint()).await?;
+        // A machine that was removed, or replaced under its name, does not come back by renewing.
+        if !self.check_name(&asked.node, &key.fingerprint()).await? {
+            return Err(deleted(&asked.node));
+        }
         self.certify(joining, asked, &key)
     }
 
-    /// A name belongs to the key that it first joined with, until its Node is deleted.
-    async fn check_name(self: &Arc<Self>, node: &str, fingerprint: &str) -> Result<(), Status> {
+    /// A node agent makes no Node, unless it is the server's own: one that has joined has one, until somebody deletes
+    /// it, who then does not want it back.
+    pub(crate) fn check_makes_node(&self, node: &str) -> Result<(), Status> {
+        match &self.config.joining {
+            Some(joining) if !joining.own.dns_names.iter().any(|own| own == node) => Err(deleted(node)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A name belongs to the key that it first joined with, until its Node is deleted. Whether there is a Node.
+    async fn check_name(self: &Arc<Self>, node: &str, fingerprint: &str) -> Result<bool, Status> {
         let (code, found) = send(self, Method::GET, &format!("/api/v1/nodes/{node}"), &Value::Null).await;
         if code == StatusCode::NOT_FOUND {
-            return Ok(());
+            return Ok(false);
         }
         if !code.is_success() {
             return Err(Status::unavailable("the nodes cannot be read now, please try again"));
         }
         if found["metadata"]["annotations"][KEY_ANNOTATION] == *fingerprint {
-            return Ok(());
+            return Ok(true);
         }
         Err(taken(node))
     }
@@ -167,7 +178,7 @@ impl Core {
         });
         let (code, answer) = send(self, Method::POST, "/api/v1/nodes", &object).await;
         match code {
-            StatusCode::CONFLICT => self.check_name(node, fingerprint).await,
+            StatusCode::CONFLICT => self.check_name(node, fingerprint).await.map(drop),
             code if code.is_success() => Ok(()),
             _ => {
                 tracing::error!(node, %answer, "cannot make a Node");
@@ -218,6 +229,11 @@ fn taken(node: &str) -> Status {
          `kubectl delete node {node}` first"
     );
     status
+}
+
+fn deleted(node: &str) -> Status {
+    let why = "it was deleted from this cluster; its machine may join again, with a token of `coracle token create`";
+    Status::forbidden("", "nodes", node, why)
 }
 
 fn refused(why: &dyn std::fmt::Display) -> Status {

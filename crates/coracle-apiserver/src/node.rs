@@ -20,6 +20,9 @@ impl Core {
     /// That Secrets and ConfigMaps are asked for in one namespace is the policy's to see.
     pub(crate) async fn authorize_node(&self, node: &str, attributes: &Attributes<'_>) -> Result<(), Status> {
         let path = attributes.path;
+        if attributes.verb == Verb::Create && path.group.is_empty() && path.resource == "nodes" {
+            return self.check_makes_node(node);
+        }
         let Some(namespace) = path.namespace.as_deref() else { return Ok(()) };
         if !path.group.is_empty() {
             return Ok(());

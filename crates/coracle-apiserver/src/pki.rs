@@ -22,7 +22,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 pub use files::write_private;
-pub use fits::fits;
+pub use fits::{fits, validity_of};
 pub use request::{BadRequest, OwnKey, PublicKey, certificate_fingerprint};
 
 /// How long an authority lives.
@@ -229,8 +229,15 @@ impl CertificateAuthority {
         match (certificate_path.exists(), key_path.exists()) {
             (false, false) => Self::create(&certificate_path, &key_path, now),
             (true, true) => Self::load(&certificate_path, &key_path, now),
-            // The key is written first, so that a certificate without its key means that somebody removed it.
-            (false, true) => Self::create(&certificate_path, &key_path, now),
+            // The key is written first, so that a certificate without its key means that somebody removed it, and a
+            // key without its certificate that a first start was cut off, if nothing was signed with it.
+            (false, true) if !directory.join("admin.crt").exists() => {
+                Self::create(&certificate_path, &key_path, now)
+            }
+            (false, true) => Err(PkiError::Damaged {
+                path: certificate_path,
+                problem: "it is missing, while certificates that it signed are there".to_owned(),
+            }),
             (true, false) => Err(PkiError::Damaged {
                 path: key_path,
                 problem: "it is missing, while ca.crt beside it exists".to_owned(),
@@ -477,9 +484,38 @@ mod tests {
         let damaged = CertificateAuthority::load_or_create(&pki, now()).unwrap_err();
         assert!(damaged.to_string().contains("it holds no private key"), "{damaged}");
 
+        std::fs::write(pki.join("ca.key"), [0; 200]).unwrap();
+        let zeros = CertificateAuthority::load_or_create(&pki, now()).unwrap_err();
+        assert!(zeros.to_string().contains("it holds no private key"), "{zeros}");
+        std::fs::write(pki.join("ca.key"), b"\xff\xfe").unwrap();
+        let no_text = CertificateAuthority::load_or_create(&pki, now()).unwrap_err();
+        assert!(no_text.to_string().contains("it holds no private key"), "{no_text}");
+
         std::fs::remove_file(pki.join("ca.key")).unwrap();
         let missing = CertificateAuthority::load_or_create(&pki, now()).unwrap_err();
         assert!(missing.to_string().contains("it is missing"), "{missing}");
+
+        std::fs::rename(pki.join("ca.crt"), pki.join("ca.key")).unwrap();
+        std::fs::write(pki.join("admin.crt"), "").unwrap();
+        let lost = CertificateAuthority::load_or_create(&pki, now()).unwrap_err();
+        assert!(lost.to_string().contains("it is missing, while certificates that it signed"), "{lost}");
+    }
+
+    #[test]
+    fn a_leaf_that_is_damaged_is_issued_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = dir.path().join("pki");
+        let authority = CertificateAuthority::load_or_create(&pki, now()).unwrap();
+        let request = CertificateRequest::kubelet_client("n1");
+        for name in ["node.crt", "node.key"] {
+            for damage in [&b""[..], &[0; 300], b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\n"] {
+                let before = authority.load_or_issue(&pki, "node", &request, now()).unwrap();
+                std::fs::write(pki.join(name), damage).unwrap();
+                let after = authority.load_or_issue(&pki, "node", &request, now()).unwrap();
+                assert_ne!(before.certificate_pem, after.certificate_pem);
+                assert!(fits(authority.certificate_pem(), &after, &request, now()));
+            }
+        }
     }
 
     #[test]

@@ -117,6 +117,13 @@ async fn two_machines_cannot_be_one_node() {
     cluster.join(&token, "n2", &second).await.expect(200);
     // The first one is replaced; it does not come back by renewing.
     cluster.world.admin().send("DELETE", "/api/v1/nodes/n1", &[], Bytes::new()).await.expect(200);
+    let agent = cluster.world.user(UserInfo::node("n1"));
+    let deleted = cluster.send(&agent, "/coracle/v1/renew", &cluster.request("", "n1", &first)).await;
+    let message = deleted.message(403);
+    assert!(message.contains("it was deleted from this cluster"), "{message}");
+    let node = serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+    let message = agent.post("/api/v1/nodes", &node).await.message(403);
+    assert!(message.contains("it was deleted from this cluster"), "{message}");
     cluster.join(&token, "n1", &second).await.expect(200);
     let agent = cluster.world.user(UserInfo::node("n1"));
     cluster.send(&agent, "/coracle/v1/renew", &cluster.request("", "n1", &first)).await.expect(409);

@@ -101,6 +101,11 @@ impl Kubelet {
         Ok(())
     }
 
+    /// Serves the HTTPS API on a socket that listens already.
+    pub fn listen_on(&mut self, listener: TcpListener) {
+        self.listener = Some(listener);
+    }
+
     /// Works until `shutdown`. Containers go on running afterwards.
     ///
     /// # Errors

@@ -123,8 +123,9 @@ pub(crate) struct Server {
     /// Addresses for Services, in CIDR form; remembered. [default: 10.43.0.0/16, or the next range not in use]
     #[arg(long)]
     pub(crate) service_cidr: Option<String>,
-    /// Another name or address under which this server is reached, for its certificate; may be repeated.
-    #[arg(long, value_name = "NAME")]
+    /// Another name or address under which this server is reached, for its certificate; may be repeated. Remembered
+    /// until others are given.
+    #[arg(long, value_name = "NAME", value_parser = name_or_address)]
     pub(crate) tls_san: Vec<String>,
     #[command(flatten)]
     pub(crate) store: StoreOptions,
@@ -158,7 +159,8 @@ pub(crate) struct MachineOptions {
     /// Name of this machine's Node; remembered. [default: the host name at the first start]
     #[arg(long, value_parser = node_name)]
     pub(crate) node_name: Option<String>,
-    /// Address under which other machines reach this one. [default: that of the default route]
+    /// Address under which other machines reach this one; remembered, until another one is given, or 0.0.0.0 to
+    /// forget it. [default: that of the default route]
     #[arg(long)]
     pub(crate) address: Option<Ipv4Addr>,
 }
@@ -268,6 +270,10 @@ fn cluster_name(text: &str) -> Result<String, String> {
 /// A directory, made absolute: the cluster's process works elsewhere than this one.
 fn directory(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(text).map_err(|error| error.to_string())
+}
+
+fn name_or_address(text: &str) -> Result<String, String> {
+    if text.parse::<std::net::IpAddr>().is_ok() { Ok(text.to_owned()) } else { node_name(text) }
 }
 
 fn node_name(text: &str) -> Result<String, String> {

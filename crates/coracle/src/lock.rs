@@ -48,6 +48,7 @@ pub(crate) struct Holder {
 #[derive(Debug)]
 pub(crate) struct Lock {
     file: File,
+    begun: bool,
 }
 
 impl Lock {
@@ -57,9 +58,19 @@ impl Lock {
         if fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())).is_err() {
             return Ok(None);
         }
-        let mut lock = Lock { file };
+        let mut lock = Lock { file, begun: false };
         lock.tell(purpose)?;
         Ok(Some(lock))
+    }
+
+    /// Remembers that all of the cluster has been started: from now on it is somebody's.
+    pub(crate) fn begin(&mut self) {
+        self.begun = true;
+    }
+
+    /// Whether all of the cluster has been started.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.begun
     }
 
     /// Says what the lock is held for from now on.
@@ -96,7 +107,7 @@ pub(crate) fn holder(path: &Path) -> anyhow::Result<Option<Holder>> {
 }
 
 fn open(path: &Path) -> anyhow::Result<File> {
-    super::cluster::open_lock(path)
+    super::files::open_lock(path)
 }
 
 fn read(file: &mut File) -> Option<Holder> {

@@ -5,9 +5,12 @@ mod cli;
 mod cluster;
 mod commands;
 mod daemon;
+mod files;
 mod lock;
+mod logfile;
 mod output;
 mod ranges;
+mod settings;
 mod store;
 
 use std::process::ExitCode;

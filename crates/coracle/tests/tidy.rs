@@ -46,7 +46,6 @@ const LONG: &[(&str, usize)] = &[
     ("coracle-runtime/src/engine/container.rs", 600),
     ("coracle-runtime/src/engine/spec.rs", 550),
     ("coracle-store/src/simfs.rs", 600),
-    ("coracle/src/cluster.rs", 700),
 ];
 
 fn root() -> PathBuf {

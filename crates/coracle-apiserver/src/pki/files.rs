@@ -20,7 +20,8 @@ pub(super) fn private_directory(path: &Path) -> Result<(), PkiError> {
         .map_err(failed("create the directory", path))
 }
 
-/// Reads a file that nobody but its owner, this process, may read or write.
+/// Reads a file that nobody but its owner, this process, may read or write. Damage shows when it is used: what is no
+/// text is no key either.
 pub(super) fn read_private(path: &Path) -> Result<String, PkiError> {
     let metadata = fs::metadata(path).map_err(failed("look at", path))?;
     let exposed =
@@ -39,7 +40,8 @@ pub(super) fn read_private(path: &Path) -> Result<String, PkiError> {
             format!("chmod 600 {}", path.display()),
         ));
     }
-    fs::read_to_string(path).map_err(failed("read", path))
+    let bytes = fs::read(path).map_err(failed("read", path))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// Writes `contents` to `path` with mode 0600: a reader, or a crash at any moment, sees the old file or the

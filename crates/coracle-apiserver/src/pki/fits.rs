@@ -6,6 +6,13 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use super::{CertificateRequest, Credential, RENEW_BEFORE, names, parse, validity, wanted_names};
 
+/// From when to when the first certificate of `pem` is valid; `None` if it holds none.
+#[must_use]
+pub fn validity_of(pem: &str) -> Option<(Timestamp, Timestamp)> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).ok()?;
+    parse(&der).map(|certificate| validity(&certificate))
+}
+
 /// Whether `credential` is what `request` asks for, from the authority in `authority_pem`, and will be for long
 /// enough: the last thirty days are not, unless the authority itself ends then.
 #[must_use]

@@ -22,7 +22,11 @@ pub fn purge(config: &RuntimeConfig) -> io::Result<()> {
     }
     for dir in [&config.run_dir, &config.data_dir] {
         unmount_below(dir)?;
-        state::remove_tree(dir)?;
+        match state::remove_tree(dir) {
+            // A file in the way is somebody else's.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {}
+            removed => removed?,
+        }
     }
     Ok(())
 }

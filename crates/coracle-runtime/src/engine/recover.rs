@@ -108,7 +108,8 @@ impl Inner {
     fn read_containers(&self, running: &[String]) -> CriResult<()> {
         for id in state::names(&self.layout.containers()).map_err(internal)? {
             let dir = self.layout.container(&id);
-            let record: Option<ContainerRecord> = state::load(&dir, CONTAINER_FILE).unwrap_or_default();
+            let record: Option<ContainerRecord> =
+                state::load(&dir, CONTAINER_FILE).unwrap_or_else(unreadable(&id));
             let known = record.filter(|r| lock(&self.index).sandboxes.contains_key(&r.sandbox));
             let Some(record) = known else {
                 self.clear_leftover(&id)?;

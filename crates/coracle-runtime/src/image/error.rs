@@ -50,6 +50,25 @@ pub enum ImageError {
         /// What is wrong, and where.
         what: String,
     },
+    /// The list of images is not as it was written.
+    #[error(
+        "{path} is damaged ({what}): remove it, and the cluster starts without images; then import or pull them again",
+        path = path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The list of images is of a later version.
+    #[error("{path} was written by a newer coracle (format {found}): start the newer one", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
     /// A layer holds something that is refused, or a damaged archive.
     #[error("layer {layer}: {what}")]
     BadLayer {
@@ -119,6 +138,8 @@ impl From<ImageError> for CriError {
             ImageError::PullTimeout(_) => CriError::DeadlineExceeded(message),
             ImageError::Io { .. }
             | ImageError::BadArchive { .. }
+            | ImageError::Damaged { .. }
+            | ImageError::Newer { .. }
             | ImageError::BadLayer { .. }
             | ImageError::Mismatch { .. }
             | ImageError::Limit(_)

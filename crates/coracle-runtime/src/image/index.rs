@@ -168,27 +168,39 @@ impl Index {
         let mut file = File::open(&path).map_err(ImageError::io("cannot open", &path))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(ImageError::io("cannot read", &path))?;
-        let bad = |what: String| ImageError::BadArchive { what: format!("{}: {what}", path.display()) };
-        let contents: Contents = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
-        if contents.version != VERSION {
-            return Err(bad(format!("version {} of the image store is not supported", contents.version)));
+        #[derive(Deserialize)]
+        struct Form {
+            version: u32,
         }
+        let damaged =
+            |error: serde_json::Error| ImageError::Damaged { path: path.clone(), what: error.to_string() };
+        let Form { version } = serde_json::from_slice(&bytes).map_err(damaged)?;
+        if version > VERSION {
+            return Err(ImageError::Newer { path, found: version });
+        }
+        let contents: Contents = serde_json::from_slice(&bytes).map_err(damaged)?;
         let mut images = BTreeMap::new();
         for (id, record) in contents.images {
             let config = match cache.snapshot.config(&id) {
                 Some(config) => Arc::clone(config),
                 None => {
                     let blob = layout.blob(&id);
-                    match std::fs::read(&blob).map_err(ImageError::io("cannot read", &blob)) {
-                        Ok(bytes) => Arc::new(parse_config(&bytes)?),
+                    let bytes = std::fs::read(&blob).map_err(ImageError::io("cannot read", &blob));
+                    match bytes.and_then(|bytes| parse_config(&bytes)) {
+                        Ok(config) => Arc::new(config),
                         Err(error) => {
-                            // Removed between the index and its blob, or lost: such an image cannot be run.
+                            // Removed between the index and its blob, lost, or damaged: such an image cannot be run,
+                            // and is pulled again when it is asked for.
                             tracing::warn!(image = %id, %error, "image without its configuration");
                             continue;
                         }
                     }
                 }
             };
+            if let Some(layer) = record.chain.iter().find(|layer| !layout.layer(layer).is_dir()) {
+                tracing::warn!(image = %id, %layer, "image without one of its layers");
+                continue;
+            }
             images.insert(id, (record, config));
         }
         let snapshot = Arc::new(Snapshot { images });

@@ -38,7 +38,7 @@ pub(crate) fn run(cluster: &Cluster, purge: bool) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error),
     }
     if purge {
-        daemon::purge(cluster)?;
+        daemon::purge(cluster, daemon::Kept::Nothing)?;
         drop(lock);
         output::progress(clock.elapsed(), "all traces removed");
     }

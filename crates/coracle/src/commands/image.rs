@@ -8,7 +8,8 @@ use coracle_cri::{Image, ImageService};
 use coracle_runtime::image::ImageStore;
 
 use crate::cli::{Form, Image as Command};
-use crate::cluster::{Cluster, private_directory};
+use crate::cluster::Cluster;
+use crate::files::private_directory;
 use crate::{daemon, output};
 
 pub(crate) fn run(cluster: &Cluster, command: Command) -> anyhow::Result<ExitCode> {

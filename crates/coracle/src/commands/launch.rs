@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -16,13 +16,28 @@ use anyhow::{Context, bail};
 use coracle_clock::Clock;
 
 use crate::cli::Target;
-use crate::cluster::{Cluster, private_directory};
-use crate::daemon::READY_LINE;
+use crate::cluster::Cluster;
+use crate::daemon::{self, READY_LINE};
+use crate::files::private_directory;
 use crate::lock::{Holder, Process, Purpose};
+use crate::logfile;
 use crate::output;
 
 /// How often a process that starts or stops the cluster is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Does `work`. A first start that fails before anything is there that somebody could miss leaves nothing.
+pub(super) fn undone_if_new<T>(
+    cluster: &Cluster,
+    work: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let new = cluster.is_new();
+    let outcome = work();
+    if outcome.is_err() && new && cluster.is_new() {
+        daemon::undo_first_start(cluster);
+    }
+    outcome
+}
 
 /// What to run in the background.
 pub(super) struct Launch {
@@ -40,8 +55,9 @@ impl Launch {
         let clock = Clock::system();
         while !self.is_running(cluster, &clock)? {
             private_directory(&cluster.data)?;
-            let log_before = std::fs::metadata(cluster.log()).map_or(0, |metadata| metadata.len());
-            let mut child = self.start(cluster, target)?;
+            let log = logfile::open(&cluster.log())?;
+            let log_before = log.metadata().map_or(0, |metadata| metadata.len());
+            let mut child = self.start(cluster, target, log.try_clone()?)?;
             let id = child.id();
             match self.follow(cluster, &mut child, &clock)? {
                 None => {
@@ -52,7 +68,7 @@ impl Launch {
                 Some(_) if cluster.holder()?.is_some_and(|holder| holder.pid.cast_unsigned() != id) => {}
                 Some(status) => bail!(
                     "the cluster's process ended at start ({status}); its last words:\n{}",
-                    last_words(cluster, log_before)
+                    last_words(&log, log_before)
                 ),
             }
         }
@@ -116,13 +132,7 @@ impl Launch {
     }
 
     /// Starts the background process in a session of its own, so that the terminal's signals do not reach it.
-    fn start(&self, cluster: &Cluster, target: &Target) -> anyhow::Result<Child> {
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(cluster.log())
-            .with_context(|| format!("cannot open {}", cluster.log().display()))?;
+    fn start(&self, cluster: &Cluster, target: &Target, log: File) -> anyhow::Result<Child> {
         let program = std::env::current_exe().context("cannot find the coracle binary")?;
         let mut command = Command::new(program);
         command
@@ -132,7 +142,8 @@ impl Launch {
             .arg("--run-dir")
             .arg(&target.run_dir)
             .args(&self.arguments)
-            .envs(self.environment.iter().cloned());
+            .envs(self.environment.iter().cloned())
+            .env(logfile::ROTATED, cluster.log());
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         // SAFETY: setsid is async-signal-safe and touches no memory of this process.
         unsafe {
@@ -155,11 +166,14 @@ fn progress_lines(child: &mut Child) -> anyhow::Result<std::sync::mpsc::Receiver
     Ok(receive)
 }
 
-/// The end of what was logged after `from`, for a start that failed.
-fn last_words(cluster: &Cluster, from: u64) -> String {
-    let text = std::fs::read(cluster.log()).unwrap_or_default();
-    let text = text.get(usize::try_from(from).unwrap_or(usize::MAX)..).unwrap_or_default();
-    let text = String::from_utf8_lossy(text);
+/// The end of what was logged after `from`, for a start that failed. The file itself may be gone by now.
+fn last_words(log: &File, from: u64) -> String {
+    const MOST: u64 = 64 << 10;
+    let end = log.metadata().map_or(from, |metadata| metadata.len());
+    let mut text = vec![0; usize::try_from((end.saturating_sub(from)).min(MOST)).unwrap_or_default()];
+    let begin = end.saturating_sub(text.len() as u64);
+    let read = log.read_at(&mut text, begin).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text[..read]);
     let lines: Vec<&str> = text.lines().collect();
     let tail = &lines[lines.len().saturating_sub(8)..];
     tail.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")

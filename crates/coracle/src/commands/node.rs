@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::check;
-use super::launch::Launch;
+use super::launch::{Launch, undone_if_new};
 use super::up::{check_root, machine_arguments};
 use crate::cli::{Node, Target};
 use crate::cluster::Cluster;
@@ -25,7 +25,8 @@ pub(crate) fn run(cluster: &Cluster, options: &Node, target: &Target) -> anyhow:
     }
     arguments.extend(machine_arguments(&options.machine));
     environment.extend(invitation.token.iter().map(|token| ("CORACLE_TOKEN", token.into())));
-    Launch { arguments, environment, limit: Duration::from_secs(options.timeout) }.run(cluster, target)?;
+    let launch = Launch { arguments, environment, limit: Duration::from_secs(options.timeout) };
+    undone_if_new(cluster, || launch.run(cluster, target))?;
     Ok(ExitCode::SUCCESS)
 }
 

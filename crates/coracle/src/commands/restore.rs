@@ -17,9 +17,11 @@ use coracle_store::backup::{Decoder, Record};
 use coracle_store::embedded::NewStore;
 
 use super::backup::{PKI, SETTINGS};
-use crate::cluster::{Cluster, Settings, private_directory, write_private};
+use crate::cluster::Cluster;
+use crate::files::{private_directory, write_private};
 use crate::lock::Purpose;
 use crate::output;
+use crate::settings::Settings;
 
 /// How far the history jumps: more than any cluster writes between a backup and the day when it is needed. At 1,000
 /// writes a second this is eleven days, at the rate of an idle cluster centuries.

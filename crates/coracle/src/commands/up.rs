@@ -7,20 +7,32 @@ use std::time::Duration;
 use anyhow::bail;
 
 use super::check;
-use super::launch::Launch;
+use super::launch::{Launch, undone_if_new};
 use crate::cli::{MachineOptions, Server, Target, Up};
-use crate::cluster::{Cluster, Wishes};
+use crate::cluster::Cluster;
 use crate::output;
+use crate::settings::Wishes;
 
 pub(crate) fn run(cluster: &Cluster, options: &Up, target: &Target) -> anyhow::Result<ExitCode> {
     check_root("up")?;
     crate::daemon::check_own(cluster)?;
     // The machine, and what the command line asks of it, are judged before anything is started or left behind.
     let environment = check::before_launch(cluster)?;
-    cluster.settings_or_choose(&Wishes::of(&options.server)?)?;
+    let wishes = Wishes::of(&options.server)?;
     let limit = Duration::from_secs(options.timeout);
     let launch = Launch { arguments: arguments(&options.server), environment, limit };
-    launch.run(cluster, target)?;
+    undone_if_new(cluster, || {
+        let before = cluster.settings()?;
+        let settings = cluster.settings_or_choose(&wishes)?;
+        if before.is_some_and(|before| before != settings) && cluster.running()?.is_some() {
+            output::note(format_args!(
+                "what has changed in the settings takes effect at the next start: {}, then {}",
+                cluster.command("down"),
+                cluster.command("up")
+            ));
+        }
+        launch.run(cluster, target)
+    })?;
     next_steps(cluster);
     Ok(ExitCode::SUCCESS)
 }
@@ -39,21 +51,11 @@ pub(super) fn check_root(command: &str) -> anyhow::Result<()> {
 
 /// The command line that runs in the background what `options` ask for.
 fn arguments(options: &Server) -> Vec<OsString> {
-    // The store has been remembered already: its files are relative to this process's directory.
-    let Server { port, pod_cidr, service_cidr, tls_san, machine, store: _ } = options;
-    let mut arguments = vec!["server".into()];
-    let mut flag = |name: &str, value: Option<String>| {
-        if let Some(value) = value {
-            arguments.extend([OsString::from(name), value.into()]);
-        }
-    };
-    flag("--port", port.map(|port| port.to_string()));
-    flag("--pod-cidr", pod_cidr.clone());
-    flag("--service-cidr", service_cidr.clone());
-    for name in tls_san {
-        flag("--tls-san", Some(name.clone()));
+    let mut arguments: Vec<OsString> = vec!["server".into()];
+    // Everything is remembered already, but for this: a port that was asked for is not exchanged for another one.
+    if let Some(port) = options.port {
+        arguments.extend(["--port".into(), port.to_string().into()]);
     }
-    arguments.extend(machine_arguments(machine));
     arguments
 }
 

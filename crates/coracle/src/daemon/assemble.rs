@@ -1,9 +1,9 @@
 //! One cluster in one process: what is made of what, in which order it starts, and in which it ends.
 //!
-//! Start: certificates ▸ store ▸ API server ▸ informers ▸ scheduler and controllers ▸ network, images, runtime ▸
+//! Start: ports ▸ store ▸ certificates ▸ API server ▸ informers ▸ scheduler and controllers ▸ network, images, runtime ▸
 //! node agent. End: the other way round. Containers belong to keepers and are not touched by either.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -14,15 +14,18 @@ use coracle_client::{Informer, ListOptions, in_process};
 use coracle_clock::{Clock, Ids, Rng, select};
 use coracle_controllers::{ControllerInputs, ControllersConfig};
 use coracle_scheduler::{Profile, Scheduler, SchedulerInputs};
+use coracle_store::Store;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::host::Host;
 use super::identity::Identities;
 use super::node::{self, Membership};
+use super::sockets::Sockets;
 use super::{progress, renewal};
-use crate::cluster::{Cluster, Settings};
+use crate::cluster::Cluster;
 use crate::lock::Lock;
+use crate::settings::Settings;
 
 /// Who feeds the informers that components of this process share.
 const INFORMERS: &str = "system:coracle-informers";
@@ -35,24 +38,30 @@ pub(super) async fn run(
     cluster: &Cluster,
     settings: &Settings,
     host: &Host,
-    also_known_as: &[String],
+    sockets: Sockets,
     lock: &mut Lock,
     clock: Clock,
     mut rng: Rng,
 ) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
-    let identities = Identities::prepare(cluster, settings, host, also_known_as, clock.now())?;
+    // Before the authority is made, whose certificate says from then on that there are objects.
+    let store = super::store::embedded(cluster, settings, &clock)?;
+    let identities = Identities::prepare(cluster, settings, host, clock.now())?;
     let network = ClusterNetwork {
         pod_cidr: settings.pod_cidr.clone(),
         service_cidr: settings.service_cidr.clone(),
         vni: identities.authority.overlay_number(),
     };
-    // The port before the store, which may have to be waited for: what is free now is still free then.
-    let listener =
-        TcpListener::bind((Ipv4Addr::UNSPECIFIED, settings.api_port)).await.with_context(|| {
-            format!("cannot listen on port {}, which this cluster was made with", settings.api_port)
-        })?;
-    let server = start_server(cluster, settings, host, &identities, &network, &clock, &mut rng).await?;
+    let store = match store {
+        Some(store) => store,
+        None => {
+            let authority = identities.authority.certificate_pem();
+            super::store::in_etcd(cluster, settings, &host.name, authority, &clock).await?
+        }
+    };
+    let listener = sockets.api.context("the API server has a socket")?;
+    let listener = TcpListener::from_std(listener).context("cannot use the API server's socket")?;
+    let server = start_server(store, settings, host, &identities, &network, &clock, &mut rng).await?;
     progress("API server is up");
     let tls = ServerTls::with_certificate(Arc::new(identities.api_server.clone()), &identities.authority)?;
     let serving = {
@@ -91,6 +100,7 @@ pub(super) async fn run(
     let all_nodes =
         Informer::start(client(NODE_NETWORK), ListOptions::default(), clock.clone(), rng.fork("overlay"));
     let membership = Membership {
+        socket: sockets.node_agent,
         client: in_process(server.in_process(UserInfo::node(&host.name))),
         nodes: all_nodes,
         serving: identities.kubelet_server.clone(),
@@ -98,6 +108,7 @@ pub(super) async fn run(
         network,
     };
     let node = node::start(cluster, settings, host, membership, &clock, &mut rng, &stop).await?;
+    lock.begin();
     progress("node agent is up");
     let renewing = {
         let (clock, stop) = (clock.clone(), stop.clone());
@@ -123,7 +134,7 @@ pub(super) async fn run(
 }
 
 async fn start_server(
-    cluster: &Cluster,
+    store: Arc<dyn Store>,
     settings: &Settings,
     host: &Host,
     identities: &Identities,
@@ -131,8 +142,6 @@ async fn start_server(
     clock: &Clock,
     rng: &mut Rng,
 ) -> anyhow::Result<Arc<ApiServer>> {
-    let authority = identities.authority.certificate_pem();
-    let store = super::store::open(cluster, settings, &host.name, authority, clock).await?;
     let towards_nodes = Arc::new(identities.kubelet_client.clone());
     let config = coracle_apiserver::Config {
         service_range: settings.service_cidr.parse().context("the range of Services")?,

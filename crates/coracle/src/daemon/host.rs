@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use crate::cluster::Settings;
+use crate::settings::Settings;
 
 /// The name and the address under which this machine is a node.
 #[derive(Debug, Clone)]
@@ -12,10 +12,19 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// This machine: the name that it got at the first start, and the address that was asked for, or the one that
-    /// its default route leaves from now.
-    pub(crate) fn this(settings: &Settings, address: Option<Ipv4Addr>) -> Self {
-        let address = address.map_or_else(outward_address, IpAddr::V4);
+    /// This machine: the name that it got at the first start, and the address that somebody said, or the one that
+    /// its default route leaves from now. An address that this machine has not is told: it may be one that leads here
+    /// from elsewhere, or one that it had once.
+    pub(crate) fn this(settings: &Settings) -> Self {
+        let address = settings.address.map_or_else(outward_address, IpAddr::V4);
+        if std::net::UdpSocket::bind((address, 0)).is_err() {
+            let problem = format!(
+                "{address} (--address) is no address of this machine: if that has changed, give the new one, or \
+                 --address 0.0.0.0 for that of the default route"
+            );
+            super::progress(&format!("warning: {problem}"));
+            tracing::warn!(problem, "address");
+        }
         Host { name: settings.node_name.clone(), address }
     }
 }

@@ -11,7 +11,8 @@ use coracle_client::LiveCertificate;
 use jiff::Timestamp;
 
 use super::host::Host;
-use crate::cluster::{Cluster, Settings};
+use crate::cluster::Cluster;
+use crate::settings::Settings;
 
 /// Certificates that the daemon's parts use.
 #[derive(Debug)]
@@ -77,13 +78,12 @@ impl Identities {
         cluster: &Cluster,
         settings: &Settings,
         host: &Host,
-        also: &[String],
         now: Timestamp,
     ) -> anyhow::Result<Self> {
         let directory = cluster.pki();
         let authority = CertificateAuthority::load_or_create(&directory, now)?;
         let (mut names, mut addresses) = (vec![host.name.clone()], vec![host.address]);
-        for name in also {
+        for name in &settings.tls_san {
             match name.parse() {
                 Ok(address) => addresses.push(address),
                 Err(_) => names.push(name.clone()),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use coracle_api::join::{Authority, JoinAnswer, JoinRequest, Token, clock_problem};
 use coracle_apiserver::pki::{
-    CertificateRequest, Credential, OwnKey, certificate_fingerprint, fits, write_private,
+    CertificateRequest, Credential, OwnKey, certificate_fingerprint, fits, validity_of, write_private,
 };
 use coracle_client::{ConnectOptions, Informer, ListOptions, LiveCertificate, connect, connect_unverified};
 use coracle_clock::{Clock, Rng};
@@ -15,9 +15,11 @@ use tokio_util::sync::CancellationToken;
 use super::host::Host;
 use super::identity::live;
 use super::node::{self, Membership};
+use super::sockets::Sockets;
 use super::{progress, renewal};
-use crate::cluster::{Cluster, Joined, Settings};
+use crate::cluster::Cluster;
 use crate::lock::Lock;
+use crate::settings::{Joined, Settings};
 
 /// Where and with what to join.
 #[derive(Debug, Clone, Default)]
@@ -32,12 +34,13 @@ pub(crate) struct Invitation {
 pub(super) async fn run(
     cluster: &Cluster,
     mut settings: Settings,
-    host: &Host,
     invitation: &Invitation,
+    sockets: Sockets,
     lock: &mut Lock,
     clock: Clock,
     mut rng: Rng,
 ) -> anyhow::Result<()> {
+    let host = &Host::this(&settings);
     let identity = Identity::load_or_join(cluster, &mut settings, host, invitation, &clock).await?;
     let joined = settings.joined.clone().context("a node knows its server once it has joined")?;
     progress(&format!("node of {}", joined.server));
@@ -54,6 +57,7 @@ pub(super) async fn run(
     let nodes =
         Informer::start(client(&identity.network)?, ListOptions::default(), clock.clone(), rng.fork("nodes"));
     let membership = Membership {
+        socket: sockets.node_agent,
         client: agent.clone(),
         nodes: nodes.clone(),
         serving: identity.serving.clone(),
@@ -61,6 +65,7 @@ pub(super) async fn run(
         network: joined.network.clone(),
     };
     let running = node::start(cluster, &settings, host, membership, &clock, &mut rng, &stop).await?;
+    lock.begin();
     progress("node agent is up");
     let renewing = {
         let (host, clock, stop) = (host.clone(), clock.clone(), stop.clone());
@@ -107,7 +112,20 @@ impl Identity {
                 "this machine is a node of {}: `coracle down --purge` ends that, or choose another --name",
                 joined.server
             ),
-            (Some(_), _) => {}
+            (Some(joined), _) => {
+                let server = joined.server.clone();
+                if let Some(why) = no_member(&directory, &key, &server, host, clock).await? {
+                    if invitation.token.is_none() {
+                        bail!(
+                            "{why}: join again, with the command that `coracle token create` on the server prints"
+                        );
+                    }
+                    progress(&why);
+                    let answer = join(&server, invitation, host, &key, clock).await?;
+                    store(&directory, &answer)?;
+                    progress("joined again");
+                }
+            }
             (None, None) => bail!("this machine did not get to join: give --server and --token again"),
             (None, Some(server)) => {
                 let answer = join(server, invitation, host, &key, clock).await?;
@@ -196,6 +214,42 @@ impl Identity {
         tracing::info!("certificates renewed");
         Ok(())
     }
+}
+
+/// Why this machine, which has joined once, is no node of the cluster any more, if so. Certificates that have ended
+/// are seen here; a Node that is gone is the server's to say, if it answers.
+async fn no_member(
+    directory: &Path,
+    key: &OwnKey,
+    server: &str,
+    host: &Host,
+    clock: &Clock,
+) -> anyhow::Result<Option<String>> {
+    let (authority, certificate_pem) = (read(directory, AUTHORITY)?, read(directory, NODE)?);
+    let path = directory.join(NODE);
+    let (begin, end) = validity_of(&certificate_pem).with_context(|| {
+        format!("{} holds no certificate: `coracle down --purge` and join again", path.display())
+    })?;
+    let now = clock.now();
+    if now < begin {
+        bail!("{} is valid from {begin} on, but the clock says {now}: set the clock", path.display());
+    }
+    if now >= end {
+        return Ok(Some(format!("this node's certificates ended at {end}, and the clock says {now}")));
+    }
+    let credential = Credential { certificate_pem, key_pem: key.pem() };
+    let agent = connect(&ConnectOptions {
+        server: server.to_owned(),
+        authority,
+        certificate: Some(live(&credential).with_context(|| format!("{} is not usable", path.display()))?),
+    })?;
+    let request = http::Request::get(format!("/api/v1/nodes/{}", host.name)).body(Vec::new())?;
+    Ok(match agent.request::<serde_json::Value>(request).await {
+        Err(kube::Error::Api(status)) if status.is_not_found() => {
+            Some(format!("node {:?} was deleted from the cluster of {server}", host.name))
+        }
+        _ => None,
+    })
 }
 
 /// Shows the token to the server that it is for, and to no other.

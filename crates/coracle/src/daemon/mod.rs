@@ -1,11 +1,13 @@
 //! The cluster's process: assembles the parts, runs them, ends them in order. And what `down` does from outside.
 
 mod assemble;
+mod first;
 mod host;
 mod identity;
 mod joined;
 mod node;
 mod renewal;
+mod sockets;
 mod store;
 mod teardown;
 
@@ -19,12 +21,16 @@ use tracing_subscriber::EnvFilter;
 
 use crate::check::degraded;
 use crate::cli;
-use crate::cluster::{Cluster, Settings, Wishes};
+use crate::cluster::Cluster;
 use crate::lock::{Lock, Purpose};
+use crate::logfile::Log;
+use crate::settings::{Settings, Wishes};
 
+pub(crate) use first::undo_first_start;
 use host::Host;
 pub(crate) use joined::Invitation;
-pub(crate) use teardown::{purge, stop_containers};
+use sockets::{Ports, Sockets};
+pub(crate) use teardown::{Kept, purge, stop_containers};
 
 /// The line of progress that says that the node is Ready; the last one.
 pub(crate) const READY_LINE: &str = "ready";
@@ -35,12 +41,14 @@ const WORKERS: usize = 2;
 /// Runs the cluster in this process until a signal ends it.
 pub(crate) fn run_server(cluster: &Cluster, options: &cli::Server) -> anyhow::Result<ExitCode> {
     check_own(cluster)?;
-    let degraded = degraded(cluster)?;
-    let settings = cluster.settings_or_choose(&Wishes::of(options)?)?;
-    let host = Host::this(&settings, options.machine.address);
-    in_the_foreground(cluster, &settings, &degraded, async |lock| {
-        assemble::run(cluster, &settings, &host, &options.tls_san, lock, Clock::system(), Rng::from_os())
-            .await
+    let start = Start {
+        degraded: degraded(cluster)?,
+        wishes: Wishes::of(options)?,
+        ports: Ports { api: true, new: cluster.is_new(), api_wished: options.port.is_some() },
+    };
+    in_the_foreground(cluster, start, async |settings, sockets, lock| {
+        let host = Host::this(settings);
+        assemble::run(cluster, settings, &host, sockets, lock, Clock::system(), Rng::from_os()).await
     })
 }
 
@@ -80,35 +88,65 @@ pub(crate) fn run_node(
              server prints them"
         );
     }
-    let degraded = degraded(cluster)?;
-    let wishes = Wishes { node_name: machine.node_name.clone(), ..Wishes::default() };
-    let settings = cluster.settings_or_choose(&wishes)?;
-    let host = Host::this(&settings, machine.address);
-    let outcome = in_the_foreground(cluster, &settings, &degraded, async |lock| {
-        joined::run(cluster, settings.clone(), &host, invitation, lock, Clock::system(), Rng::from_os()).await
-    });
-    if outcome.is_err() && known.is_none() {
-        // What was chosen for a node that has not joined binds nobody.
-        cluster.drop_settings_unless_joined()?;
-    }
-    outcome
+    let new = known.is_none_or(|settings| settings.joined.is_none());
+    let start = Start {
+        degraded: degraded(cluster)?,
+        wishes: Wishes::of_machine(machine),
+        ports: Ports { api: false, new, api_wished: false },
+    };
+    in_the_foreground(cluster, start, async |settings, sockets, lock| {
+        let settings = settings.clone();
+        joined::run(cluster, settings, invitation, sockets, lock, Clock::system(), Rng::from_os()).await
+    })
 }
 
+/// What a start begins with.
+struct Start {
+    /// What makes this machine worse for a cluster.
+    degraded: Vec<String>,
+    wishes: Wishes,
+    ports: Ports,
+}
+
+/// Runs the cluster. When a first start does not get so far that it is somebody's, nothing is left of it.
 fn in_the_foreground(
     cluster: &Cluster,
-    settings: &Settings,
-    degraded: &[String],
-    work: impl AsyncFnOnce(&mut Lock) -> anyhow::Result<()>,
+    start: Start,
+    work: impl AsyncFnOnce(&Settings, Sockets, &mut Lock) -> anyhow::Result<()>,
 ) -> anyhow::Result<ExitCode> {
+    let new = start.ports.new;
+    let mut begun = false;
+    let outcome = cluster
+        .settings_or_choose(&start.wishes)
+        .and_then(|settings| with_settings(cluster, settings, &start, work, &mut begun));
+    if outcome.is_err() && new && !begun {
+        undo_first_start(cluster);
+    }
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// `begun` tells whether the cluster was started to the end, so that somebody may have used it.
+fn with_settings(
+    cluster: &Cluster,
+    mut settings: Settings,
+    start: &Start,
+    work: impl AsyncFnOnce(&Settings, Sockets, &mut Lock) -> anyhow::Result<()>,
+    begun: &mut bool,
+) -> anyhow::Result<()> {
     let filter = EnvFilter::try_from_env("CORACLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Log::of_this_process())
+        .with_ansi(false)
+        .init();
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("a TLS provider is installed already"))?;
     let mut lock = cluster.lock(Purpose::Starting)?;
     raise_descriptor_limit();
-    cluster.remember_settings(settings)?;
-    for finding in degraded {
+    let sockets = Sockets::bind(cluster, &mut settings, start.ports)?;
+    cluster.remember_settings(&settings)?;
+    for finding in &start.degraded {
         tracing::warn!("{finding}");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -117,9 +155,9 @@ fn in_the_foreground(
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    runtime.block_on(work(&mut lock))?;
-    drop(lock);
-    Ok(ExitCode::SUCCESS)
+    let outcome = runtime.block_on(work(&settings, sockets, &mut lock));
+    *begun = lock.is_begun();
+    outcome
 }
 
 /// Sockets and files are many: as many as the system lets this process have. What keepers and containers inherit is

@@ -1,7 +1,7 @@
 //! This machine as a node, of its own cluster or of another machine's: network ▸ images ▸ runtime ▸ node agent, and
 //! the overlay to the other nodes.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -19,8 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::host::Host;
 use super::{READY_LINE, open_images, progress};
-use crate::cluster::{Cluster, Settings};
+use crate::cluster::Cluster;
 use crate::lock::{Lock, Purpose};
+use crate::settings::Settings;
 
 /// The most Pods of a node: upstream's default.
 const MAX_PODS: u32 = 110;
@@ -31,6 +32,8 @@ pub(super) struct Membership {
     pub(super) client: kube::Client,
     /// All nodes, for the overlay and for knowing when this one is Ready.
     pub(super) nodes: Informer<Node>,
+    /// Where the node agent listens.
+    pub(super) socket: TcpListener,
     /// What the node agent shows the API server.
     pub(super) serving: LiveCertificate,
     /// Who vouches for the API server, PEM.
@@ -101,7 +104,9 @@ pub(super) async fn start(
     };
     let mut kubelet =
         Kubelet::new(config, membership.client, runtime, images, clock.clone(), rng.fork("kubelet"));
-    kubelet.listen().await.context("cannot start the node agent")?;
+    let socket =
+        tokio::net::TcpListener::from_std(membership.socket).context("cannot use the node agent's socket")?;
+    kubelet.listen_on(socket);
     let agent = {
         let stop = stop.clone();
         tokio::spawn(async move {

@@ -16,7 +16,8 @@ use coracle_store::{Compare, ListRequest, Op, Revision, Store, StoreError, Txn, 
 use serde::{Deserialize, Serialize};
 
 use super::progress;
-use crate::cluster::{Cluster, Settings};
+use crate::cluster::Cluster;
+use crate::settings::Settings;
 use crate::store::EtcdSettings;
 
 /// How long an etcd that does not answer is waited for.
@@ -40,22 +41,41 @@ struct Owner {
     authority: Option<String>,
 }
 
-/// Opens the store that the settings name.
-pub(super) async fn open(
+/// Opens the store in the data directory; `None` if the objects are in an etcd.
+pub(super) fn embedded(
+    cluster: &Cluster,
+    settings: &Settings,
+    clock: &Clock,
+) -> anyhow::Result<Option<Arc<dyn Store>>> {
+    if settings.store.is_some() {
+        return Ok(None);
+    }
+    let directory = cluster.store();
+    // The authority is made after the store.
+    if cluster.authority().exists() && !cluster.has_store() {
+        bail!(
+            "the objects of this cluster are gone: {} has no store, and the cluster was started before; restore them \
+             with `coracle restore FILE --force`, or remove the cluster with {}",
+            directory.display(),
+            cluster.command("down --purge")
+        );
+    }
+    let options = coracle_store::embedded::Options::default();
+    let (store, recovery) = EmbeddedStore::open_dir(&directory, clock.clone(), options)
+        .with_context(|| format!("cannot open the store in {}", directory.display()))?;
+    tracing::info!(?recovery, "store is open");
+    Ok(Some(store))
+}
+
+/// Opens the etcd that the settings name.
+pub(super) async fn in_etcd(
     cluster: &Cluster,
     settings: &Settings,
     host: &str,
     authority_pem: &str,
     clock: &Clock,
 ) -> anyhow::Result<Arc<dyn Store>> {
-    let Some(etcd) = &settings.store else {
-        let directory = cluster.data.join("store");
-        let options = coracle_store::embedded::Options::default();
-        let (store, recovery) = EmbeddedStore::open_dir(&directory, clock.clone(), options)
-            .with_context(|| format!("cannot open the store in {}", directory.display()))?;
-        tracing::info!(?recovery, "store is open");
-        return Ok(store);
-    };
+    let etcd = settings.store.as_ref().context("the objects are in no etcd")?;
     let mine = Owner {
         cluster: cluster.name.clone(),
         host: host.to_owned(),

@@ -51,9 +51,17 @@ fn grace(container: &Container) -> Duration {
     of_pod.map_or(GRACE, |seconds| GRACE.min(Duration::from_secs(seconds)))
 }
 
+/// What a purge leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kept {
+    Nothing,
+    /// What somebody has imported before the first start.
+    Images,
+}
+
 /// Removes everything of the cluster from this machine. Settings that are missing or damaged are no reason to leave
 /// the rest: all but the network links has the cluster's name.
-pub(crate) fn purge(cluster: &Cluster) -> anyhow::Result<()> {
+pub(crate) fn purge(cluster: &Cluster, kept: Kept) -> anyhow::Result<()> {
     coracle_runtime::purge(&node::runtime_config(cluster))
         .context("cannot remove what the container runtime left")?;
     match cluster.settings_to_remove() {
@@ -78,8 +86,14 @@ pub(crate) fn purge(cluster: &Cluster) -> anyhow::Result<()> {
         )),
     }
     remove_logs(cluster)?;
-    for directory in [&cluster.run, &cluster.data] {
-        remove_all(directory)?;
+    remove_all(&cluster.run)?;
+    if kept == Kept::Images && cluster.images().join("images.json").exists() {
+        for entry in entries(&cluster.data).filter(|entry| entry.path() != cluster.images()) {
+            let path = entry.path();
+            if path.is_dir() { remove_all(&path)? } else { std::fs::remove_file(&path)? }
+        }
+    } else {
+        remove_all(&cluster.data)?;
     }
     cluster.forget()
 }
@@ -116,10 +130,13 @@ fn entries(directory: &Path) -> impl Iterator<Item = std::fs::DirEntry> {
 
 fn remove_all(path: &Path) -> anyhow::Result<()> {
     match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        // A file in the way is somebody else's.
+        Err(error)
+            if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) =>
+        {
+            Ok(())
         }
-        _ => Ok(()),
+        removed => removed.with_context(|| format!("cannot remove {}", path.display())),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::support::{Cluster, IMAGE, busybox_archive};
 
 /// What a cluster could leave on the machine, a line each, restricted to lines that name `name` or are of kinds
 /// that only clusters make.
-fn traces(name: &str) -> BTreeSet<String> {
+pub(crate) fn traces(name: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     found.extend(mounts.lines().filter(|line| line.contains(name)).map(|line| format!("mount {line}")));

@@ -68,6 +68,17 @@ fn pods_of_two_machines_talk_and_a_cut_link_restarts_nothing() {
     node.must(&["node", "--detach"]);
     server.kubectl(&["wait", "--for=condition=Ready", "pod/on-m2", "--timeout=30s"]);
 
+    // Who was deleted is out until somebody asks it back in.
+    server.kubectl(&["delete", "node", "m2"]);
+    node.must(&["down"]);
+    let refused = node.coracle(&["node", "--detach"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("node \"m2\" was deleted from the cluster"), "{said}");
+    assert!(said.contains("`coracle token create`"), "{said}");
+    let again = token(&server.must(&["token", "create"]));
+    node.must(&["node", "--token", &again, "--detach"]);
+    server.kubectl(&["wait", "--for=condition=Ready", "node/m2", "--timeout=30s"]);
+
     node.must(&["down", "--purge"]);
     server.must(&["down", "--purge"]);
     for machine in [&first, &second] {
@@ -127,7 +138,7 @@ fn machines_that_may_not_join_are_told_why() {
 
 /// Looks again and again, for a minute at most.
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    for _ in 0..600 {
+    for _ in 0..600 * crate::support::patience() {
         if holds() {
             return;
         }

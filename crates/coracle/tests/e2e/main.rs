@@ -7,9 +7,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod backup;
+mod bad_input;
 mod cli;
 mod etcd;
 mod kubectl;
 mod lifecycle;
 mod machines;
 mod support;
+mod upgrade;

@@ -17,6 +17,18 @@ pub(crate) const IMAGE: &str = "busybox:1.35";
 /// How long anything may take before the test fails, in seconds. Nothing waits for this long when all is well.
 const LIMIT_SECONDS: u32 = 60;
 
+/// How many times longer everything may take: `CORACLE_E2E_PATIENCE`, for a machine that is emulated.
+pub(crate) fn patience() -> u32 {
+    let patience = std::env::var("CORACLE_E2E_PATIENCE");
+    patience.map_or(1, |text| text.parse().expect("CORACLE_E2E_PATIENCE is a number"))
+}
+
+/// An argument, or a more patient one if it is a limit of time.
+fn patiently(argument: &str) -> String {
+    let seconds = argument.strip_prefix("--timeout=").and_then(|limit| limit.strip_suffix('s')?.parse().ok());
+    seconds.map_or_else(|| argument.to_owned(), |limit: u32| format!("--timeout={}s", limit * patience()))
+}
+
 /// Versions of kubectl that must work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Kubectl {
@@ -31,10 +43,13 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// A `docker save` archive with busybox, made once.
+/// A `docker save` archive with busybox: what `CORACLE_E2E_IMAGE` names, or made once.
 pub(crate) fn busybox_archive() -> &'static Path {
     static ARCHIVE: OnceLock<PathBuf> = OnceLock::new();
     ARCHIVE.get_or_init(|| {
+        if let Some(path) = std::env::var_os("CORACLE_E2E_IMAGE") {
+            return path.into();
+        }
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("busybox-{}.tar", std::process::id()));
         let output = Command::new("python3")
             .arg(root().join("scripts/busybox-image.py"))
@@ -50,6 +65,8 @@ pub(crate) fn busybox_archive() -> &'static Path {
 /// A running cluster that is purged when the test ends.
 pub(crate) struct Cluster {
     name: String,
+    /// The coracle that this cluster is started, stopped and asked with.
+    pub(crate) program: PathBuf,
     /// Network namespace of the machine that it is on; this machine's own if `None`.
     machine: Option<String>,
     /// Outlives the cluster: it is dropped after this has been purged.
@@ -84,7 +101,12 @@ impl Cluster {
     pub(crate) fn embedded_without_start() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        Cluster { name: format!("e2e-{}-{number}", std::process::id()), machine: None, etcd: None }
+        Cluster {
+            name: format!("e2e-{}-{number}", std::process::id()),
+            program: env!("CARGO_BIN_EXE_coracle").into(),
+            machine: None,
+            etcd: None,
+        }
     }
 
     /// A name of its own on another machine; nothing is started.
@@ -116,7 +138,10 @@ impl Cluster {
     /// `coracle` on this cluster.
     pub(crate) fn coracle_command(&self, arguments: &[&str]) -> Command {
         let store = self.etcd.as_ref().filter(|_| arguments.first() == Some(&"up")).map(Etcd::flags);
-        let mut command = self.command(env!("CARGO_BIN_EXE_coracle"));
+        let waits = arguments.first() == Some(&"up") || arguments.contains(&"--detach");
+        let limit = (LIMIT_SECONDS * patience()).to_string();
+        let limit = if waits && patience() > 1 { vec!["--timeout", &limit] } else { Vec::new() };
+        let mut command = self.command(&self.program);
         command
             .args([
                 "--name",
@@ -127,6 +152,7 @@ impl Cluster {
                 "/tmp/coracle-e2e/run",
             ])
             .args(arguments)
+            .args(limit)
             .args(store.unwrap_or_default());
         command
     }
@@ -166,7 +192,7 @@ impl Cluster {
         };
         let mut command = self.command("timeout");
         command
-            .arg(LIMIT_SECONDS.to_string())
+            .arg((LIMIT_SECONDS * patience()).to_string())
             .arg(root().join(".cache/bin").join(program))
             .env("KUBECONFIG", self.data().join("kubeconfig"))
             .env("HOME", self.data().join("kubectl-home"));
@@ -177,7 +203,7 @@ impl Cluster {
     pub(crate) fn run_kubectl(&self, version: Kubectl, arguments: &[&str], input: &str) -> Output {
         let mut child = self
             .kubectl_command(version)
-            .args(arguments)
+            .args(arguments.iter().map(|argument| patiently(argument)))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -224,3 +224,57 @@ fn a_deep_stack_of_layers_can_be_mounted() {
     let rootfs = store.prepare_rootfs(&image.id, &container(1)).unwrap();
     assert_eq!(Mounted::new(&rootfs).read("n").as_deref(), Some("99"));
 }
+
+/// What a power cut, or somebody, can make of a file.
+const DAMAGE: [&[u8]; 4] = [b"", b"{\"version\":1,\"ima", &[0; 100], b"\xff\xfe"];
+
+#[test]
+fn a_damaged_list_of_images_says_what_to_do() {
+    let fixture = Fixture::new();
+    let path = fixture.write("archive", &docker_archive(&["a"], &[base()]));
+    import(&fixture.open(), &path);
+    let list = fixture.config().dir.join("images.json");
+    for damage in DAMAGE {
+        std::fs::write(&list, damage).unwrap();
+        let message = ImageStore::open(fixture.config(), Clock::system()).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{} is damaged", list.display())), "{message}");
+        assert!(message.ends_with("then import or pull them again"), "{message}");
+    }
+    std::fs::write(&list, br#"{"version":2,"pictures":[]}"#).unwrap();
+    let message = ImageStore::open(fixture.config(), Clock::system()).unwrap_err().to_string();
+    assert!(message.ends_with("was written by a newer coracle (format 2): start the newer one"), "{message}");
+    std::fs::remove_file(&list).unwrap();
+    let store = fixture.open();
+    assert_eq!(store.list().unwrap(), []);
+    import(&store, &path);
+    assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
+fn an_image_that_lost_something_is_not_there_and_comes_back_by_import() {
+    let fixture = Fixture::new();
+    let path = fixture.write("archive", &docker_archive(&["a"], &[base()]));
+    let whole = fixture.write("whole", &docker_archive(&["b"], &[other()]));
+    let first = fixture.open();
+    let id = import(&first, &path)[0].image.id.clone();
+    import(&first, &whole);
+    let directory = fixture.config().dir;
+    let layer = first.prepare_rootfs(&id, &container(1)).unwrap().lower[0].parent().unwrap().to_owned();
+    first.release_rootfs(&container(1)).unwrap();
+    drop(first);
+    let blob = directory.join("blobs/sha256").join(id.trim_start_matches("sha256:"));
+    let damages: [&dyn Fn() -> std::io::Result<()>; 3] =
+        [&|| std::fs::write(&blob, b"\0\0\0"), &|| std::fs::remove_file(&blob), &|| {
+            std::fs::remove_dir_all(&layer)
+        }];
+    for damage in damages {
+        damage().unwrap();
+        let store = fixture.open();
+        assert_eq!(store.get("a").unwrap(), None);
+        assert!(store.get("b").unwrap().is_some(), "the other one is whole");
+        import(&store, &path);
+        let rootfs = store.prepare_rootfs(&id, &container(1)).unwrap();
+        assert_eq!(Mounted::new(&rootfs).read("etc/kept").as_deref(), Some("kept"));
+        store.release_rootfs(&container(1)).unwrap();
+    }
+}
