@@ -102,7 +102,7 @@ impl Cluster {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         Cluster {
-            name: format!("e2e-{}-{number}", std::process::id()),
+            name: format!("e2e-{}-{number:02}", std::process::id()),
             program: env!("CARGO_BIN_EXE_coracle").into(),
             machine: None,
             etcd: None,
@@ -309,7 +309,7 @@ impl Machine {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let machine = |end: &str| {
-            let machine = Machine { name: format!("e2e-{}-{number}{end}", std::process::id()) };
+            let machine = Machine { name: format!("e2em-{}-{number:02}{end}", std::process::id()) };
             ip(&["netns", "add", &machine.name]);
             machine.ip(&["link", "set", "lo", "up"]);
             machine
