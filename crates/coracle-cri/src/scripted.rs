@@ -90,9 +90,39 @@ struct Inner {
     state: Mutex<State>,
 }
 
+/// Hears what happens in a runtime: the calls that change something, what containers do by themselves.
+pub type Listener = Arc<dyn Fn(&Note) + Send + Sync>;
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A call that changes something was made.
+    Call(String),
+    /// A container began to run.
+    Started(Instance),
+    /// A container that ran ended, with this exit code.
+    Ended(Instance, i32),
+}
+
+/// One run of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Namespace and name of the Pod.
+    pub pod: (String, String),
+    /// UID of the Pod.
+    pub pod_uid: String,
+    /// Name of the container.
+    pub container: String,
+    /// The instance.
+    pub id: ContainerId,
+}
+
 #[derive(Default)]
 struct State {
     scripts: BTreeMap<String, ImageScript>,
+    /// How images behave that have no script; without it there are none.
+    default: Option<ImageScript>,
+    listener: Option<Listener>,
     images: BTreeMap<String, Image>,
     pulls: BTreeMap<String, usize>,
     sandboxes: BTreeMap<PodSandboxId, Sandbox>,
@@ -113,6 +143,7 @@ struct Sandbox {
 
 struct Run {
     status: ContainerStatus,
+    pod: (String, String),
     pod_uid: String,
     script: RunScript,
     /// True once it has ended, or when a newer stop has taken over.
@@ -135,6 +166,33 @@ impl ScriptedRuntime {
             state.add_image(name);
         }
         state.scripts.insert(name.to_owned(), script);
+    }
+
+    /// Says how images behave that have no script of their own.
+    pub fn script_others(&self, script: ImageScript) {
+        self.state().default = Some(script);
+    }
+
+    /// Tells `listener` of everything from now on. It is called with the runtime locked, and must not call it.
+    pub fn listen(&self, listener: Listener) {
+        self.state().listener = Some(listener);
+    }
+
+    /// What a cut of the machine's power does: nothing runs any more, no sandbox is ready, nobody saw an end.
+    pub fn lose_power(&self) {
+        let running: Vec<ContainerId> = {
+            let mut state = self.state();
+            state.subscribers.clear();
+            for sandbox in state.sandboxes.values_mut() {
+                sandbox.status.sandbox.state = PodSandboxState::NotReady;
+            }
+            let ids = state.containers.iter();
+            let running = ids.filter(|(_, run)| run.status.container.state == ContainerState::Running);
+            running.map(|(id, _)| id.clone()).collect()
+        };
+        for id in running {
+            self.end(&id, 255, "Unknown");
+        }
     }
 
     /// Takes the network down, with a reason, or up again.
@@ -207,8 +265,9 @@ impl ScriptedRuntime {
         let by_code = if code == 0 { "Completed" } else { "Error" };
         run.status.reason = if reason.is_empty() { by_code } else { reason }.to_owned();
         run.ended.send_replace(true);
-        let uid = run.pod_uid.clone();
-        state.tell(ContainerEventKind::Stopped, &uid, Some(id));
+        let instance = run.instance();
+        state.tell(ContainerEventKind::Stopped, &instance.pod_uid, Some(id));
+        state.note(&Note::Ended(instance, code));
     }
 
     /// Carries out what the script says will happen to a container by itself.
@@ -244,6 +303,10 @@ impl State {
             .or_else(|| self.images.values().find(|image| image.repo_tags.iter().any(|tag| tag == reference)))
     }
 
+    fn script_of(&self, image: &str) -> Option<ImageScript> {
+        self.scripts.get(image).or(self.default.as_ref()).cloned()
+    }
+
     fn tell(&mut self, kind: ContainerEventKind, pod_uid: &str, container: Option<&ContainerId>) {
         let event = ContainerEvent { kind, pod_uid: pod_uid.to_owned(), container: container.cloned() };
         self.subscribers.retain(|subscriber| {
@@ -253,7 +316,26 @@ impl State {
     }
 
     fn log(&mut self, call: String) {
-        self.calls.push(call);
+        self.calls.push(call.clone());
+        self.note(&Note::Call(call));
+    }
+
+    fn note(&self, note: &Note) {
+        if let Some(listener) = &self.listener {
+            listener(note);
+        }
+    }
+}
+
+impl Run {
+    fn instance(&self) -> Instance {
+        let container = &self.status.container;
+        Instance {
+            pod: self.pod.clone(),
+            pod_uid: self.pod_uid.clone(),
+            container: container.name.clone(),
+            id: container.id.clone(),
+        }
     }
 }
 
@@ -381,8 +463,7 @@ impl RuntimeService for ScriptedRuntime {
         let Some(image) = state.image(&config.image.image).cloned() else {
             return Err(CriError::NotFound(format!("image \"{}\" not found", config.image.image)));
         };
-        let script =
-            image.repo_tags.first().and_then(|tag| state.scripts.get(tag)).cloned().unwrap_or_default();
+        let script = image.repo_tags.first().and_then(|tag| state.script_of(tag)).unwrap_or_default();
         let uid = sandbox_config.metadata.uid.clone();
         let nth = state.runs.entry((uid.clone(), config.name.clone())).or_insert(0);
         let run = script.runs.get(*nth).or(script.runs.last()).cloned().unwrap_or_default();
@@ -416,7 +497,9 @@ impl RuntimeService for ScriptedRuntime {
             pid: None,
             resources: config.resources.clone(),
         };
-        let run = Run { status, pod_uid: uid.clone(), script: run, ended: watch::channel(false).0, stops: 0 };
+        let pod = (sandbox_config.metadata.namespace.clone(), sandbox_config.metadata.name.clone());
+        let ended = watch::Sender::new(false);
+        let run = Run { status, pod, pod_uid: uid.clone(), script: run, ended, stops: 0 };
         state.containers.insert(id.clone(), run);
         state.log(format!("create {} {}", config.name, config.attempt));
         state.tell(ContainerEventKind::Created, &uid, Some(&id));
@@ -450,8 +533,10 @@ impl RuntimeService for ScriptedRuntime {
             run.status.started_at = Some(now);
             run.status.pid = Some(1);
             let exit = run.script.exit;
+            let instance = run.instance();
             state.log(format!("start {name}"));
             state.tell(ContainerEventKind::Started, &uid, Some(id));
+            state.note(&Note::Started(instance));
             exit
         };
         if let Some(exit) = exit {
@@ -570,7 +655,7 @@ impl ImageService for ScriptedRuntime {
         _sandbox: Option<&PodSandboxConfig>,
     ) -> CriResult<String> {
         let name = image.image.clone();
-        let script = self.state().scripts.get(&name).cloned();
+        let script = self.state().script_of(&name);
         let Some(script) = script else {
             return Err(CriError::NotFound(format!("failed to resolve reference \"{name}\": not found")));
         };

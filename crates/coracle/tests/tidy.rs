@@ -26,7 +26,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that wire others together.
-const WIRING: &[&str] = &["coracle", "coracle-bench"];
+const WIRING: &[&str] = &["coracle", "coracle-bench", "coracle-sim"];
 
 /// No file is longer than this without being a test.
 const MAX_LINES: usize = 500;
@@ -40,7 +40,7 @@ const LONG: &[(&str, usize)] = &[
     ("coracle-apiserver/src/pki.rs", 550),
     ("coracle-apiserver/src/server.rs", 550),
     ("coracle-cri/src/runtime.rs", 600),
-    ("coracle-cri/src/scripted.rs", 650),
+    ("coracle-cri/src/scripted.rs", 700),
     ("coracle-kubelet/src/pod/plan.rs", 800),
     ("coracle-kubelet/src/worker.rs", 600),
     ("coracle-runtime/src/engine/container.rs", 600),

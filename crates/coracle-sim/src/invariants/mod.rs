@@ -1,0 +1,102 @@
+//! What holds at every moment of every run, whatever goes wrong.
+//!
+//! Each rule looks at changes as they come and at quiet points; what it needs to remember is in [`Invariants`]. Rules
+//! that say when something has happened by make allowance for faults: a clock starts anew when a fault that touches the
+//! node or the server ends, and then includes the time that components take to reconnect.
+
+mod calm;
+mod pods;
+mod running;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use coracle_cri::scripted::Note;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::acknowledged::Write;
+use crate::view::{Event, Node, Pod};
+pub(crate) use calm::{Calm, Scope};
+use pods::Pods;
+use running::Live;
+
+/// A rule that does not hold, and what was seen.
+pub(crate) type Broken = Option<(&'static str, String)>;
+
+/// Revisions that are remembered, to find what an acknowledgement was about.
+const HISTORY: usize = 100_000;
+
+/// A change of an object: as it was before, as it is now.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Pod(Option<Pod>, Option<Pod>),
+    Node(Option<Node>, Option<Node>),
+    Event(Option<Event>),
+    Other(Option<Value>, Option<Value>),
+    /// Not worth a word.
+    Silent,
+}
+
+#[derive(Default)]
+pub(crate) struct Invariants {
+    pub(crate) calm: Calm,
+    pods: Pods,
+    live: Live,
+    /// Which key each of the last revisions was about.
+    history: BTreeMap<u64, Vec<String>>,
+}
+
+impl Invariants {
+    /// An object changed.
+    pub(crate) fn changed(&mut self, now: Duration, revision: u64, key: &str, change: &Change) -> Broken {
+        self.history.entry(revision).or_default().push(key.to_owned());
+        while self.history.len() > HISTORY {
+            self.history.pop_first();
+        }
+        match change {
+            Change::Pod(old, new) => {
+                let broken = self.pods.changed(now, old.as_ref(), new.as_ref());
+                self.live.pod_changed(now, old.as_ref(), new.as_ref());
+                broken
+            }
+            _ => None,
+        }
+    }
+
+    /// A runtime told of something.
+    pub(crate) fn noted(&mut self, now: Duration, node: &str, note: &Note) -> Broken {
+        match note {
+            Note::Started(instance) => self.live.started(now, node, instance),
+            Note::Ended(instance, _) => {
+                self.live.ended(instance);
+                None
+            }
+            Note::Call(_) => None,
+        }
+    }
+
+    /// A client was told that a write is done.
+    pub(crate) fn acknowledged(&self, revision: u64, write: &Write) -> Broken {
+        const RULE: &str = "an acknowledged write is in the store";
+        let Write { kind, namespace, name, revision: at } = write;
+        if *at > revision {
+            let what =
+                format!("{kind} {namespace}/{name} was acknowledged at {at}, and the store is at {revision}");
+            return Some((RULE, what));
+        }
+        let ends = format!("/{name}");
+        match self.history.get(at) {
+            Some(keys) if !keys.iter().any(|key| key.ends_with(&ends)) => Some((
+                RULE,
+                format!("{kind} {namespace}/{name} was acknowledged at {at}, which is about {keys:?}"),
+            )),
+            _ => None,
+        }
+    }
+
+    /// Nothing can go on before time does.
+    pub(crate) fn quiet(&mut self, now: Duration, _calendar: Timestamp) -> Broken {
+        self.pods.quiet(now, &self.calm).or_else(|| self.live.quiet(now, &self.calm))
+    }
+}

@@ -1,0 +1,288 @@
+//! Who watches a run: a copy of the store that follows it by itself, the trace, and the invariants.
+//!
+//! It looks at quiet points only, and sees then every revision since it looked last, in order.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use coracle_clock::Clock;
+use coracle_cri::scripted::{Listener, Note};
+use coracle_store::{Event, EventKind, KeyValue, Revision, Store, StoreError, WatchStream};
+use futures::FutureExt as _;
+use serde_json::Value;
+
+use crate::acknowledged::Acknowledged;
+use crate::describe;
+use crate::invariants::{Change, Invariants};
+use crate::trace::Trace;
+use crate::view;
+use crate::violation::Violation;
+
+/// Every object is below this.
+pub(crate) const ROOT: &[u8] = b"/registry/";
+
+/// What happened on nodes since the observer looked last: when, on which node, what.
+pub(crate) type Notes = Arc<Mutex<Vec<(Duration, String, Note)>>>;
+
+/// A stored object.
+#[derive(Debug, Clone)]
+pub(crate) struct Stored {
+    pub(crate) value: Bytes,
+    pub(crate) revision: u64,
+}
+
+pub(crate) struct Observer {
+    clock: Clock,
+    seed: u64,
+    store: Option<Arc<dyn Store>>,
+    stream: Option<WatchStream>,
+    objects: BTreeMap<String, Stored>,
+    revision: u64,
+    acknowledged: Acknowledged,
+    notes: Notes,
+    trace: Trace,
+    pub(crate) invariants: Invariants,
+    violation: Option<Violation>,
+}
+
+impl Observer {
+    pub(crate) fn new(clock: Clock, seed: u64, acknowledged: Acknowledged, keep_lines: bool) -> Self {
+        Observer {
+            clock,
+            seed,
+            store: None,
+            stream: None,
+            objects: BTreeMap::new(),
+            revision: 0,
+            acknowledged,
+            notes: Notes::default(),
+            trace: Trace::new(keep_lines),
+            invariants: Invariants::default(),
+            violation: None,
+        }
+    }
+
+    /// For the runtime of a node to tell of itself.
+    pub(crate) fn listener(&self, node: &str) -> Listener {
+        let (notes, node, clock) = (Arc::clone(&self.notes), node.to_owned(), self.clock.clone());
+        Arc::new(move |note| {
+            let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+            notes.push((clock.elapsed(), node.clone(), note.clone()));
+        })
+    }
+
+    pub(crate) fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
+    pub(crate) fn violation(&self) -> Option<&Violation> {
+        self.violation.as_ref()
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(crate) fn objects(&self) -> &BTreeMap<String, Stored> {
+        &self.objects
+    }
+
+    /// Adds a line that is not about an object.
+    pub(crate) fn say(&mut self, text: &str) {
+        self.trace.line(self.clock.elapsed(), text);
+    }
+
+    /// Takes note of a rule that does not hold. The first one counts.
+    pub(crate) fn broken(&mut self, rule: &'static str, what: String) {
+        if self.violation.is_some() {
+            return;
+        }
+        let violation =
+            Violation { seed: self.seed, at: self.clock.elapsed(), revision: self.revision, rule, what };
+        self.trace.line(violation.at, &format!("VIOLATION {rule}: {}", violation.what));
+        self.violation = Some(violation);
+    }
+
+    // === The store ===
+
+    /// Compares an opened store with what was seen before it was: what was visible or acknowledged is still there.
+    pub(crate) fn compare(&mut self, revision: Revision, at_last: &[KeyValue]) {
+        self.take_changes();
+        if revision.0 < self.revision {
+            let what = format!("the store had revision {} and opens at {}", self.revision, revision.0);
+            return self.broken("an acknowledged write is never lost", what);
+        }
+        let there: BTreeMap<&[u8], u64> =
+            at_last.iter().map(|kv| (kv.key.as_ref(), kv.mod_revision.0)).collect();
+        let lost =
+            self.objects.iter().find(|(key, stored)| there.get(key.as_bytes()) != Some(&stored.revision));
+        if let Some((key, stored)) = lost {
+            let what = format!(
+                "{key} was at revision {}, and is at {:?}",
+                stored.revision,
+                there.get(key.as_bytes())
+            );
+            return self.broken("an acknowledged write is never lost", what);
+        }
+        if there.len() != self.objects.len() {
+            let what = format!("there were {} objects, and are {}", self.objects.len(), there.len());
+            self.broken("an acknowledged write is never lost", what);
+        }
+    }
+
+    /// Follows this store from here on.
+    pub(crate) fn follow(&mut self, store: Arc<dyn Store>) {
+        self.store = Some(store);
+        self.resume();
+    }
+
+    /// The store is about to end.
+    pub(crate) fn unfollow(&mut self) {
+        self.take_changes();
+        self.store = None;
+        self.stream = None;
+    }
+
+    fn resume(&mut self) {
+        let Some(store) = self.store.clone() else { return };
+        let watch = store.watch(Bytes::from_static(ROOT), Some(Revision(self.revision)));
+        match watch.now_or_never() {
+            Some(Ok(stream)) => self.stream = Some(stream),
+            Some(Err(StoreError::Stopped(_) | StoreError::Unavailable(_))) | None => self.stream = None,
+            Some(Err(error)) => self.broken("watch streams are gapless", format!("cannot resume: {error}")),
+        }
+    }
+
+    /// Takes in everything since it looked last. Returns the time.
+    pub(crate) fn look(&mut self) -> Duration {
+        let now = self.clock.elapsed();
+        // Objects first: what runs is judged by what there is.
+        self.take_changes();
+        let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        for (at, node, note) in notes {
+            let text = match &note {
+                Note::Call(call) => format!("{node}: {call}"),
+                Note::Started(instance) => {
+                    format!("{node}: {} runs {}", instance.container, of_pod(instance))
+                }
+                Note::Ended(instance, code) => {
+                    format!("{node}: {} ended with {code} {}", instance.container, of_pod(instance))
+                }
+            };
+            self.trace.line(at, &text);
+            let broken = self.invariants.noted(at, &node, &note);
+            self.judge(broken);
+        }
+        for write in self.acknowledged.take() {
+            let broken = self.invariants.acknowledged(self.revision, &write);
+            self.judge(broken);
+        }
+        let broken = self.invariants.quiet(now, self.clock.now());
+        self.judge(broken);
+        now
+    }
+
+    fn judge(&mut self, broken: Option<(&'static str, String)>) {
+        if let Some((rule, what)) = broken {
+            self.broken(rule, what);
+        }
+    }
+
+    fn take_changes(&mut self) {
+        // Twice, because a watch that was too far behind ends and is resumed at once.
+        for _ in 0..2 {
+            while let Some(stream) = &mut self.stream {
+                match stream.try_recv() {
+                    Ok(Ok(batch)) => {
+                        for event in batch.events {
+                            self.change(event);
+                        }
+                        self.moved_to(batch.revision.0);
+                    }
+                    Ok(Err(_)) | Err(tokio::sync::mpsc::error::TryRecvError::Disconnected) => {
+                        self.stream = None;
+                    }
+                    Err(tokio::sync::mpsc::error::TryRecvError::Empty) => return,
+                }
+            }
+            self.resume();
+        }
+    }
+
+    fn moved_to(&mut self, revision: u64) {
+        if revision < self.revision {
+            self.broken("revisions only grow", format!("from {} to {revision}", self.revision));
+        }
+        self.revision = self.revision.max(revision);
+    }
+
+    fn change(&mut self, event: Event) {
+        let revision = event.revision.0;
+        self.moved_to(revision);
+        let key = String::from_utf8_lossy(&event.key).into_owned();
+        self.trace.absorb(&revision.to_le_bytes());
+        self.trace.absorb(key.as_bytes());
+        let value = match event.kind {
+            EventKind::Delete => None,
+            _ => event.value,
+        };
+        self.trace.absorb(value.as_deref().unwrap_or_default());
+        let old = match &value {
+            Some(value) => self.objects.insert(key.clone(), Stored { value: value.clone(), revision }),
+            None => self.objects.remove(&key),
+        };
+        let known = event.previous.as_ref().map(|previous| previous.mod_revision.0);
+        if known != old.as_ref().map(|old| old.revision) {
+            let what =
+                format!("{key} changed from revision {known:?}, and {old:?} was the last that was seen");
+            self.broken("watch streams are gapless", what);
+        }
+        let change = Change::of(&key, old.as_ref().map(|old| &old.value), value.as_ref());
+        if let Some(text) = describe_change(&change) {
+            self.trace.line(self.clock.elapsed(), &format!("#{revision} {text}"));
+        }
+        let broken = self.invariants.changed(self.clock.elapsed(), revision, &key, &change);
+        self.judge(broken);
+    }
+}
+
+fn of_pod(instance: &coracle_cri::scripted::Instance) -> String {
+    format!("(pod {}/{})", instance.pod.0, instance.pod.1)
+}
+
+fn describe_change(change: &Change) -> Option<String> {
+    match change {
+        Change::Pod(old, new) => describe::pod(old.as_ref(), new.as_ref()),
+        Change::Node(old, new) => describe::node(old.as_ref(), new.as_ref()),
+        Change::Event(new) => new.as_ref().map(describe::event),
+        Change::Other(old, new) => describe::other(old.as_ref(), new.as_ref()),
+        Change::Silent => None,
+    }
+}
+
+impl Change {
+    /// What a change of the stored bytes is about.
+    fn of(key: &str, old: Option<&Bytes>, new: Option<&Bytes>) -> Change {
+        let below = |plural: &str| {
+            key.strip_prefix("/registry/")
+                .and_then(|rest| rest.strip_prefix(plural))
+                .is_some_and(|r| r.starts_with('/'))
+        };
+        fn part<T: serde::de::DeserializeOwned>(bytes: Option<&Bytes>) -> Option<T> {
+            serde_json::from_slice(bytes?).ok()
+        }
+        if below("pods") {
+            Change::Pod(part::<view::Pod>(old), part::<view::Pod>(new))
+        } else if below("nodes") || below("minions") {
+            Change::Node(part::<view::Node>(old), part::<view::Node>(new))
+        } else if below("events") {
+            Change::Event(part::<view::Event>(new))
+        } else if below("leases") {
+            Change::Silent
+        } else {
+            Change::Other(part::<Value>(old), part::<Value>(new))
+        }
+    }
+}

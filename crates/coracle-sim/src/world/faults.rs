@@ -1,0 +1,162 @@
+//! How faults begin and end.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use coracle_store::simfs::PowerCut;
+use jiff::SignedDuration;
+
+use super::{SimError, World};
+use crate::control::{End, Restart};
+use crate::fault::{Fault, Leftover};
+use crate::invariants::Scope;
+use crate::node::SimNode;
+use crate::wire::Trouble;
+
+impl World {
+    /// Whether the API server is up.
+    #[must_use]
+    pub fn server_is_up(&self) -> bool {
+        self.address.is_up()
+    }
+
+    /// Makes something go wrong, now. What lasts for a while ends by itself.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn inject(&mut self, fault: &Fault) -> Result<(), SimError> {
+        self.say(&format!("fault: {fault:?}"));
+        match fault {
+            Fault::PowerLoss { node, lasts } => {
+                self.begin(node)?;
+                let World { nodes, runtime, .. } = self;
+                let machine = found(nodes, node)?;
+                runtime.block_on(machine.lose_power());
+                self.ends(node, *lasts, |machine| machine.boot());
+            }
+            Fault::AgentCrash { node, lasts } => {
+                self.begin(node)?;
+                let World { nodes, runtime, .. } = self;
+                let machine = found(nodes, node)?;
+                runtime.block_on(machine.kill_agent());
+                self.ends(node, *lasts, SimNode::start_agent);
+            }
+            Fault::Partition { node, lasts } => {
+                self.begin(node)?.wire.set(|trouble| trouble.cut = true);
+                self.ends(node, *lasts, |machine| machine.wire.set(|trouble| trouble.cut = false));
+            }
+            Fault::SlowLink { node, by, lasts } => {
+                let by = whole(*by);
+                self.begin(node)?.wire.set(|trouble| trouble.delay = by);
+                self.ends(node, *lasts, |machine| {
+                    machine.wire.set(|trouble| trouble.delay = Duration::ZERO);
+                });
+            }
+            Fault::NetworkDown { node, lasts } => {
+                self.begin(node)?.runtime.set_network(Err("the network plugin is not ready".to_owned()));
+                self.ends(node, *lasts, |machine| machine.runtime.set_network(Ok(())));
+            }
+            Fault::Heal { node } => {
+                let machine = found(&mut self.nodes, node)?;
+                let _guard = self.runtime.enter();
+                machine.wire.set(|trouble| *trouble = Trouble::default());
+                machine.runtime.set_network(Ok(()));
+                machine.boot();
+                machine.start_agent();
+                self.calm(Some(node));
+            }
+            Fault::ClockJump { node, by } => {
+                self.begin(node)?.clock.jump(*by);
+                self.calm(Some(node));
+            }
+            Fault::ServerRestart { lasts } => self.restart_server(End::Orderly, *lasts),
+            Fault::ServerCrash { lasts } => self.restart_server(End::Killed, *lasts),
+            Fault::ServerPowerLoss { lasts, leaves } => {
+                self.restart_server(End::PowerCut(power_cut(*leaves)), *lasts);
+            }
+            Fault::StoreCrash { step } => {
+                self.disk.power_off_at(self.disk.steps() + (*step).max(1));
+            }
+            Fault::FlushFails { nth } => self.disk.fail_sync((*nth).max(1)),
+            Fault::DiskFull { lasts } => {
+                self.hook.observer(|observer| observer.invariants.calm.begin(Scope::Cluster));
+                self.disk.set_capacity(Some(self.disk.used()));
+                if let Some(lasts) = lasts {
+                    let end = self.elapsed() + whole(*lasts);
+                    self.at(end, |world| {
+                        world.disk.set_capacity(None);
+                        world.calm(None);
+                        Ok(())
+                    });
+                }
+            }
+            Fault::ComponentsRestart { lasts } => {
+                self.hook.observer(|observer| observer.invariants.calm.begin(Scope::Cluster));
+                if let Some(components) = self.components.take() {
+                    self.runtime.block_on(components.kill());
+                }
+                let end = self.elapsed() + whole(*lasts);
+                self.at(end, |world| {
+                    if world.components.is_none() {
+                        world.start_components();
+                    }
+                    world.calm(None);
+                    Ok(())
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, node: &str) -> Result<&mut SimNode, SimError> {
+        let machine = found(&mut self.nodes, node)?;
+        let scope = Scope::Node(node.to_owned());
+        self.hook.observer(|observer| observer.invariants.calm.begin(scope));
+        Ok(machine)
+    }
+
+    fn calm(&self, node: Option<&str>) {
+        let _guard = self.runtime.enter();
+        let scope = node.map_or(Scope::Cluster, |node| Scope::Node(node.to_owned()));
+        let now = self.clock.elapsed();
+        self.hook.observer(|observer| {
+            observer.say(&format!("end of fault: {scope:?}"));
+            observer.invariants.calm.end(now, scope);
+        });
+    }
+
+    fn ends(&mut self, node: &str, lasts: Option<SignedDuration>, end: impl FnOnce(&mut SimNode) + 'static) {
+        let Some(lasts) = lasts else { return };
+        let (then, node) = (self.elapsed() + whole(lasts), node.to_owned());
+        self.at(then, move |world| {
+            let guard = world.runtime.enter();
+            end(found(&mut world.nodes, &node)?);
+            drop(guard);
+            world.calm(Some(&node));
+            Ok(())
+        });
+    }
+
+    fn restart_server(&self, how: End, down: SignedDuration) {
+        let _guard = self.runtime.enter();
+        // Nobody receives only when the world ends.
+        let _ = self.restarts.send(Restart { how, down: whole(down) });
+    }
+}
+
+fn found<'a>(nodes: &'a mut BTreeMap<String, SimNode>, name: &str) -> Result<&'a mut SimNode, SimError> {
+    nodes.get_mut(name).ok_or_else(|| SimError::Unknown(format!("there is no node {name}")))
+}
+
+fn whole(duration: SignedDuration) -> Duration {
+    Duration::try_from(duration).unwrap_or(Duration::ZERO)
+}
+
+fn power_cut(leaves: Leftover) -> PowerCut {
+    match leaves {
+        Leftover::Nothing => PowerCut::DropUnflushed,
+        Leftover::AnySectors => PowerCut::TearSectors,
+        Leftover::AllButTheLast => PowerCut::TearLastWrite,
+        Leftover::All => PowerCut::KeepAll,
+    }
+}
