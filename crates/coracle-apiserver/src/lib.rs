@@ -51,4 +51,4 @@ pub use join::{Joining, NODE_NETWORK};
 pub use kubelet::KubeletClient;
 pub use server::{ApiServer, Config, InProcess, ServerEnd, StartError};
 pub use services::{BadRange, ServiceRange};
-pub use tls::{ServerTls, TlsError};
+pub use tls::{Answering, ServerTls, TlsError, serve_with};

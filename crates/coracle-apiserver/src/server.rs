@@ -224,6 +224,16 @@ impl ApiServer {
         InProcess { core: Arc::clone(&self.core), user }
     }
 
+    /// Answers one request of `user`; `None` is somebody who did not show who they are. For who has sockets of their
+    /// own; others use [`ApiServer::in_process`] or [`ApiServer::serve`].
+    pub fn answer(
+        &self,
+        request: Request<Body>,
+        user: Option<UserInfo>,
+    ) -> BoxFuture<'static, Response<Body>> {
+        Arc::clone(&self.core).handle(request, user)
+    }
+
     /// Ends all watches and the server's own tasks; requests after that are refused by nobody, but the wiring
     /// has stopped asking.
     pub async fn stop(&self) {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use http::Request;
+use coracle_clock::Clock;
+use futures::future::BoxFuture;
+use http::{Request, Response};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -24,8 +26,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::UserInfo;
+use crate::body::Body;
 use crate::pki::{CertificateAuthority, Credential};
-use crate::server::{ApiServer, Core};
+use crate::server::ApiServer;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a client may take to send the head of a request.
@@ -168,43 +171,69 @@ impl ClientCertVerifier for Lenient {
     }
 }
 
+/// Answers a request of a user; `None` is somebody who did not show who they are.
+pub type Answering =
+    Arc<dyn Fn(Request<Body>, Option<UserInfo>) -> BoxFuture<'static, Response<Body>> + Send + Sync>;
+
 impl ApiServer {
     /// Serves `listener` until `shutdown`; then requests in flight finish, and watches end.
     pub async fn serve(&self, listener: TcpListener, tls: ServerTls, shutdown: CancellationToken) {
-        let mut connections = JoinSet::new();
-        let closing = CancellationToken::new();
-        let most = most_connections();
-        loop {
-            coracle_clock::select! {
-                () = shutdown.cancelled() => break,
-                () = self.core.draining.cancelled() => break,
-                Some(ended) = connections.join_next(), if !connections.is_empty() => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "a connection ended badly");
-                    }
-                }
-                // More wait in the queue of the system.
-                accepted = listener.accept(), if connections.len() < most => match accepted {
-                    Ok((stream, _)) => {
-                        let (core, tls, closing) = (Arc::clone(&self.core), tls.clone(), closing.clone());
-                        connections.spawn(connection(core, stream, tls, closing));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "cannot accept a connection");
-                        self.core.clock.sleep(ACCEPT_PAUSE).await;
-                    }
-                },
-            }
+        let core = Arc::clone(&self.core);
+        let answering: Answering = Arc::new(move |request, user| Arc::clone(&core).handle(request, user));
+        let stop = CancellationToken::new();
+        let mut serving =
+            std::pin::pin!(serve_with(listener, tls, self.core.clock.clone(), stop.clone(), answering));
+        coracle_clock::select! {
+            () = shutdown.cancelled() => {}
+            () = self.core.draining.cancelled() => {}
+            () = serving.as_mut() => return,
         }
-        drop(listener);
         // Watches would go on for half an hour: they end first, and with them their connections.
         self.core.draining.cancel();
-        closing.cancel();
-        let drained = async { while connections.join_next().await.is_some() {} };
-        if self.core.clock.timeout(DRAIN_TIMEOUT, drained).await.is_none() {
-            tracing::warn!("connections did not end in time and are cut");
-            connections.shutdown().await;
+        stop.cancel();
+        serving.await;
+    }
+}
+
+/// Serves `listener` until `shutdown` with the answers of `answering`; then requests in flight finish. The time is that
+/// of connections, and of certificates.
+pub async fn serve_with(
+    listener: TcpListener,
+    tls: ServerTls,
+    clock: Clock,
+    shutdown: CancellationToken,
+    answering: Answering,
+) {
+    let mut connections = JoinSet::new();
+    let closing = CancellationToken::new();
+    let most = most_connections();
+    loop {
+        coracle_clock::select! {
+            () = shutdown.cancelled() => break,
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "a connection ended badly");
+                }
+            }
+            // More wait in the queue of the system.
+            accepted = listener.accept(), if connections.len() < most => match accepted {
+                Ok((stream, _)) => {
+                    let (answering, tls, closing) = (Arc::clone(&answering), tls.clone(), closing.clone());
+                    connections.spawn(connection(answering, clock.clone(), stream, tls, closing));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    clock.sleep(ACCEPT_PAUSE).await;
+                }
+            },
         }
+    }
+    drop(listener);
+    closing.cancel();
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if clock.timeout(DRAIN_TIMEOUT, drained).await.is_none() {
+        tracing::warn!("connections did not end in time and are cut");
+        connections.shutdown().await;
     }
 }
 
@@ -216,32 +245,35 @@ fn most_connections() -> usize {
     half.clamp(1, CONNECTIONS_MAX)
 }
 
-async fn connection(core: Arc<Core>, stream: TcpStream, tls: ServerTls, closing: CancellationToken) {
+async fn connection(
+    answering: Answering,
+    clock: Clock,
+    stream: TcpStream,
+    tls: ServerTls,
+    closing: CancellationToken,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "connection without TCP_NODELAY");
     }
     let handshake = TlsAcceptor::from(Arc::clone(&tls.config)).accept(stream);
     let stream = coracle_clock::select! {
         () = closing.cancelled() => return,
-        outcome = core.clock.timeout(HANDSHAKE_TIMEOUT, handshake) => match outcome {
+        outcome = clock.timeout(HANDSHAKE_TIMEOUT, handshake) => match outcome {
             Some(Ok(stream)) => stream,
             Some(Err(error)) => return tracing::debug!(%error, "TLS handshake failed"),
             None => return tracing::debug!("TLS handshake timed out"),
         },
     };
-    let seconds = u64::try_from(core.clock.now().as_second()).unwrap_or_default();
+    let seconds = u64::try_from(clock.now().as_second()).unwrap_or_default();
     let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
     let user = tls.identify(stream.get_ref().1.peer_certificates(), now);
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let (asked, clock) = (Arc::new(AtomicBool::new(false)), core.clock.clone());
+    let asked = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&asked);
     let service = service_fn(move |request: Request<Incoming>| {
         seen.store(true, Ordering::Relaxed);
-        let (core, user) = (Arc::clone(&core), user.clone());
-        async move {
-            let request = request.map(|body| body.map_err(Into::into).boxed_unsync());
-            Ok::<_, Infallible>(core.handle(request, user).await)
-        }
+        let answer = answering(request.map(|body| body.map_err(Into::into).boxed_unsync()), user.clone());
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // What was agreed on in the handshake is what is spoken: nothing is guessed from the first bytes.
