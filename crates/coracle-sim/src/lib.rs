@@ -45,6 +45,8 @@
 //! - How containers behave is a matter of [`coracle_cri::scripted`]: by image ([`World::script_image`]) or for one node
 //!   ([`World::runtime_of`]). Without a script every image exists, see [`usual_image`].
 //!
+//! - [`scenario`] reads and plays files that say which cluster there is, what happens to it, and what must be seen.
+//!
 //! # What makes a run repeatable
 //! One thread, paused time, one seed split into a stream for each purpose; no sockets, no threads, no system clock.
 //! Nothing may depend on the order of a `HashMap`, on addresses in memory, or on `tokio::sync::watch`, which wakes its
@@ -58,6 +60,7 @@ mod hook;
 mod invariants;
 mod node;
 mod observer;
+pub mod scenario;
 mod trace;
 mod view;
 mod violation;
@@ -66,7 +69,7 @@ mod world;
 
 pub use fault::{Fault, Leftover};
 pub use node::{NodeSettings, usual_image};
-pub use trace::{Trace, stamp};
+pub use trace::{Listen, Told, Trace, stamp};
 pub use violation::Violation;
 pub use wire::Unreachable;
 pub use world::{Settings, SimError, World};

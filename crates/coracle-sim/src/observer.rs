@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::acknowledged::Acknowledged;
 use crate::describe;
 use crate::invariants::{Change, Invariants};
-use crate::trace::Trace;
+use crate::trace::{Listen, Trace};
 use crate::view;
 use crate::violation::Violation;
 
@@ -71,6 +71,11 @@ impl Observer {
             let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
             notes.push((clock.elapsed(), node.clone(), note.clone()));
         })
+    }
+
+    /// Lets somebody hear of everything from now on.
+    pub(crate) fn listen(&mut self, listen: Listen) {
+        self.trace.listen(listen);
     }
 
     pub(crate) fn trace(&self) -> &Trace {
@@ -240,9 +245,8 @@ impl Observer {
             self.broken("watch streams are gapless", what);
         }
         let change = Change::of(&key, old.as_ref().map(|old| &old.value), value.as_ref());
-        if let Some(text) = describe_change(&change) {
-            self.trace.line(self.clock.elapsed(), &format!("#{revision} {text}"));
-        }
+        let text = describe_change(&change);
+        self.trace.change(self.clock.elapsed(), revision, &key, value.as_ref(), text.as_deref());
         let broken = self.invariants.changed(self.clock.elapsed(), revision, &key, &change);
         self.judge(broken);
     }

@@ -1,24 +1,68 @@
 //! What happened, in lines for people and as a hash for comparing runs.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::time::Duration;
+
+use bytes::Bytes;
+
+/// Hears what happens, as it is seen.
+pub type Listen = Box<dyn FnMut(&Told<'_>) + Send>;
+
+/// Something that happened.
+#[derive(Debug, Clone, Copy)]
+pub enum Told<'a> {
+    /// Something that is no change of an object.
+    Line {
+        /// Virtual time since the start.
+        at: Duration,
+        /// The line of the trace.
+        line: &'a str,
+    },
+    /// A change of an object.
+    Change {
+        /// Virtual time since the start.
+        at: Duration,
+        /// Its key in the store.
+        key: &'a str,
+        /// What it is now; `None` if it is gone.
+        value: Option<&'a Bytes>,
+        /// What there is to tell of it, in the words of the trace; changes of Leases go untold, for one.
+        text: Option<&'a str>,
+        /// The line of the trace that says so.
+        line: Option<&'a str>,
+    },
+}
 
 /// The trace of a run.
 ///
 /// The hash covers every line and every revision of the store with its bytes, so that two runs with the same hash did
 /// the same. It is the same on every machine and for every kind of build.
-#[derive(Debug)]
 pub struct Trace {
     lines: Vec<String>,
     hash: u64,
     count: u64,
     /// Whether lines are kept; the hash does not depend on it.
     keep: bool,
+    listen: Option<Listen>,
+}
+
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trace")
+            .field("hash", &self.hash())
+            .field("events", &self.count)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Trace {
     pub(crate) fn new(keep: bool) -> Self {
-        Trace { lines: Vec::new(), hash: 0xcbf2_9ce4_8422_2325, count: 0, keep }
+        Trace { lines: Vec::new(), hash: 0xcbf2_9ce4_8422_2325, count: 0, keep, listen: None }
+    }
+
+    /// Lets somebody hear of everything from now on. The observer is locked while they hear.
+    pub(crate) fn listen(&mut self, listen: Listen) {
+        self.listen = Some(listen);
     }
 
     /// Takes bytes into the hash: FNV-1a over words, which needs nothing that could differ between machines.
@@ -37,11 +81,40 @@ impl Trace {
 
     /// Adds a line.
     pub(crate) fn line(&mut self, at: Duration, text: &str) {
+        let line = self.add(at, text);
+        if let (Some(listen), Some(line)) = (&mut self.listen, &line) {
+            listen(&Told::Line { at, line });
+        }
+        self.keep(line);
+    }
+
+    /// Adds what there is to tell of a change of an object.
+    pub(crate) fn change(
+        &mut self,
+        at: Duration,
+        revision: u64,
+        key: &str,
+        value: Option<&Bytes>,
+        text: Option<&str>,
+    ) {
+        let line = text.and_then(|text| self.add(at, &format!("#{revision} {text}")));
+        if let Some(listen) = &mut self.listen {
+            listen(&Told::Change { at, key, value, text, line: line.as_deref() });
+        }
+        self.keep(line);
+    }
+
+    /// Takes a line into the hash. Returns the whole of it, if anybody wants it.
+    fn add(&mut self, at: Duration, text: &str) -> Option<String> {
         let stamp = stamp(at);
         self.absorb(stamp.as_bytes());
         self.absorb(text.as_bytes());
+        (self.keep || self.listen.is_some()).then(|| format!("{stamp} {text}"))
+    }
+
+    fn keep(&mut self, line: Option<String>) {
         if self.keep {
-            self.lines.push(format!("{stamp} {text}"));
+            self.lines.extend(line);
         }
     }
 

@@ -19,7 +19,7 @@ use crate::hook::{Hook, Until};
 use crate::invariants::Scope;
 use crate::node::{NodeSettings, SimNode};
 use crate::observer::{Observer, Stored};
-use crate::trace::Trace;
+use crate::trace::{Listen, Trace};
 use crate::violation::Violation;
 use crate::wire::{Address, Unreachable, Wire};
 
@@ -104,6 +104,19 @@ impl World {
     /// # Errors
     /// If the host has no room for the few files of the nodes.
     pub fn new(settings: Settings) -> Result<World, SimError> {
+        Self::make(settings, None)
+    }
+
+    /// The same, for somebody who hears of everything from the first moment on. They are not to ask the world anything
+    /// while they hear.
+    ///
+    /// # Errors
+    /// As [`World::new`].
+    pub fn listened_to(settings: Settings, listen: Listen) -> Result<World, SimError> {
+        Self::make(settings, Some(listen))
+    }
+
+    fn make(settings: Settings, listen: Option<Listen>) -> Result<World, SimError> {
         let hook = Hook::new();
         let quiet = hook.clone();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,7 +129,11 @@ impl World {
         let mut rng = Rng::seeded(settings.seed);
         let clock = Clock::starting_at(settings.start);
         let acknowledged = Acknowledged::default();
-        let observer = Observer::new(clock.clone(), settings.seed, acknowledged.clone(), settings.keep_lines);
+        let mut observer =
+            Observer::new(clock.clone(), settings.seed, acknowledged.clone(), settings.keep_lines);
+        if let Some(listen) = listen {
+            observer.listen(listen);
+        }
         hook.install(observer);
         let address = Address::new();
         let wire = || Wire::new(address.clone(), clock.clone(), acknowledged.clone());

@@ -31,7 +31,11 @@ impl World {
         self.request_with(method, path, body, "application/json")
     }
 
-    fn request_with(
+    /// Asks the API server with a body of another type. Returns the code and the answer.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn request_with(
         &mut self,
         method: Method,
         path: &str,
