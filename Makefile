@@ -4,7 +4,7 @@
 #   make down    stop the cluster; `make purge` also removes every trace
 #   make test    everything that CI runs
 #   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts (minutes)
-#   make soak    100,000 power cuts at random moments of random histories; minutes
+#   make soak    100,000 power cuts at random moments of random histories, 1,000 Pods that come and go; minutes
 #   make bench   the benchmarks, as a table
 #   make lint    formatting, lints and dependency rules
 #   make check   a quick type check
@@ -52,6 +52,7 @@ vm-test:
 
 soak:
 	$(CARGO) test --release --package coracle-store --test crash soak -- --ignored --nocapture
+	$(CARGO) test --release --package coracle --test e2e soak -- --ignored --nocapture
 
 bench: prerequisites
 	@$(CARGO) build --quiet --release --bin coracle --bin coracle-bench

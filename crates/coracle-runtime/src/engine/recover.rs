@@ -86,6 +86,10 @@ impl Inner {
 
     async fn without_keeper(self: &Arc<Self>, sandbox: &Arc<Sandbox>) {
         sandbox.gone.send_replace(true);
+        // One whose socket was removed would write ends down beside this.
+        if let Err(error) = self.kill_keeper(&sandbox.record.id).await {
+            tracing::error!(sandbox = %sandbox.record.id, %error, "cannot end a keeper that nobody can reach");
+        }
         let (inner, copy) = (Arc::clone(self), Arc::clone(sandbox));
         if let Err(error) = blocking(move || inner.kill_and_record(&copy)).await {
             tracing::error!(sandbox = %sandbox.record.id, %error, "cannot clean up after a keeper");

@@ -312,13 +312,20 @@ impl Inner {
     /// Ends the keeper of a sandbox that nobody watches, if there is one. It keeps nothing that matters, so one
     /// that does not hear is killed soon.
     pub(super) async fn shut_keeper(self: &Arc<Self>, sandbox: &str) -> CriResult<()> {
-        let asked = match Connection::ask(&self.layout.sandbox_run(sandbox), Request::Shutdown, &[]) {
+        let run = self.layout.sandbox_run(sandbox);
+        if !run.exists() {
+            return Ok(());
+        }
+        let asked = match Connection::ask(&run, Request::Shutdown, &[]) {
             // Until it has closed its side.
             Ok(mut keeper) => keeper.reply_within(&self.clock, SHUT_LIMIT).await,
             Err(reason) => Err(reason),
         };
         match asked {
-            Ok(Reply::Failed { .. }) | Err(NoAnswer::Silent) => self.kill_keeper(sandbox).await,
+            // It may be there although nobody listens: somebody removed its socket.
+            Ok(Reply::Failed { .. }) | Err(NoAnswer::Silent | NoAnswer::Gone) => {
+                self.kill_keeper(sandbox).await
+            }
             Ok(_) | Err(_) => Ok(()),
         }
     }

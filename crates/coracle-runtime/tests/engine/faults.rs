@@ -437,3 +437,82 @@ async fn a_sandbox_that_cannot_be_made_leaves_no_process() {
     // A zombie still has an entry.
     assert!(!Path::new(&format!("/proc/{}", keepers[0])).exists());
 }
+
+/// Never gets done with a sandbox.
+struct Endless;
+
+#[async_trait]
+impl PodNetwork for Endless {
+    async fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+    async fn set_pod_cidr(&self, _: &str) -> CriResult<()> {
+        Ok(())
+    }
+    async fn setup(&self, _: &PodNetworkRequest) -> CriResult<PodNetworkStatus> {
+        std::future::pending().await
+    }
+    async fn teardown(&self, _: &PodSandboxId) -> CriResult<()> {
+        Ok(())
+    }
+    async fn reconcile(&self, _: &[PodSandboxId]) -> CriResult<()> {
+        Ok(())
+    }
+}
+
+/// Files and directories of what is made of a sandbox, in the order in which they are.
+const STEPS: [&str; 5] = ["", "sandbox.json", "run", "run/keeper.json", "run/keeper.sock"];
+
+#[test]
+fn a_sandbox_that_was_made_half_is_taken_back() {
+    for (step, gone) in STEPS.iter().enumerate().skip(1) {
+        let host = impatient(LONG, LONG);
+        let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let id = tokio.block_on(async {
+            let runtime = host.open_with(Arc::new(Endless)).await;
+            let pod = host.pod("p");
+            let making = tokio::spawn(async move { runtime.run_pod_sandbox(&pod).await });
+            let socket = || {
+                let runs = std::fs::read_dir(host.config.run_dir.join("sandboxes")).ok()?;
+                runs.flatten().map(|run| run.path()).find(|run| run.join("mounts/ns/net").exists())
+            };
+            let made = async {
+                loop {
+                    if let Some(run) = socket() {
+                        return run.file_name().unwrap().to_string_lossy().into_owned();
+                    }
+                    host.clock.sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let id =
+                host.clock.timeout(Duration::from_secs(30), made).await.expect("it waits for its network");
+            making.abort();
+            id
+        });
+        tokio.shutdown_background();
+        // As if the daemon had ended before this step and those after it.
+        let (data, run) = (
+            host.config.data_dir.join("sandboxes").join(&id),
+            host.config.run_dir.join("sandboxes").join(&id),
+        );
+        let steps_back = if *gone == "run" { &STEPS[step + 1..] } else { &STEPS[step..] };
+        for later in steps_back {
+            match later.strip_prefix("run/") {
+                Some(name) => std::fs::remove_file(run.join(name)).unwrap(),
+                None if *later == "run" => {}
+                None => std::fs::remove_file(data.join(later)).unwrap(),
+            }
+        }
+        block_on(async {
+            let runtime = host.open().await;
+            assert_eq!(runtime.list_pod_sandboxes(&Default::default()).await.unwrap(), []);
+            let gone = async {
+                while host.leftovers().iter().any(|left| !left.starts_with("cgroup")) {
+                    host.clock.sleep(Duration::from_millis(5)).await;
+                }
+            };
+            let gone = host.clock.timeout(Duration::from_secs(30), gone).await;
+            assert!(gone.is_some(), "step {step}: {:#?}", host.leftovers());
+        });
+    }
+}

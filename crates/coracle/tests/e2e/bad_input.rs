@@ -19,7 +19,7 @@ fn refused(cluster: &Cluster, arguments: &[&str], words: &[&str]) {
 }
 
 /// What a cluster left, but for links, which are other clusters' too.
-fn left(cluster: &Cluster) -> Vec<String> {
+pub(crate) fn left(cluster: &Cluster) -> Vec<String> {
     traces(cluster.name()).into_iter().filter(|trace| !trace.starts_with("link")).collect()
 }
 

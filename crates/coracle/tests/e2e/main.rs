@@ -8,6 +8,7 @@
 
 mod backup;
 mod bad_input;
+mod cleanup;
 mod cli;
 mod etcd;
 mod kubectl;
