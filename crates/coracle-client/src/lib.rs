@@ -6,6 +6,7 @@
 //! - [`in_process`] and [`connect`] make a `kube::Client`; [`request`] has the few requests that components
 //!   repeat, typed and with preconditions.
 //! - [`Informer`] follows a kind; [`Workqueue`] turns changes into keyed, deduplicated, retried work.
+//! - [`WrittenRevisions`] keeps a component from planning before it sees its own writes.
 //! - [`EventRecorder`] writes the Events that `kubectl describe` shows.
 //!
 //! This crate does not know the API server: the transport is any `tower::Service`.
@@ -20,6 +21,7 @@ mod object;
 pub mod request;
 mod supervise;
 mod workqueue;
+mod written;
 
 pub use backoff::Backoff;
 pub use certificate::{BadCertificate, LiveCertificate};
@@ -34,3 +36,4 @@ pub use object::{Object, ObjectKey, key_of, revision_of, uid_of};
 pub use request::{Deletion, ErrorExt, Propagation};
 pub use supervise::supervise;
 pub use workqueue::{Claim, Workqueue};
+pub use written::WrittenRevisions;

@@ -7,8 +7,10 @@ pub mod garbage;
 mod keyed;
 pub mod namespace;
 pub mod node_ipam;
+pub mod replica_set;
 pub mod root_ca;
 pub mod service_account;
+mod workload;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -16,6 +18,8 @@ use coracle_client::{Informer, ListOptions, Object, supervise};
 use coracle_clock::{Clock, Rng, select};
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
+use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use kube::Client;
 
@@ -45,6 +49,14 @@ pub struct ControllerInputs {
     pub nodes: Informer<Node>,
     /// All Pods.
     pub pods: Informer<Pod>,
+    /// All ReplicaSets.
+    pub replica_sets: Informer<ReplicaSet>,
+    /// All Deployments.
+    pub deployments: Informer<Deployment>,
+    /// All Jobs.
+    pub jobs: Informer<Job>,
+    /// All CronJobs.
+    pub cron_jobs: Informer<CronJob>,
 }
 
 impl ControllerInputs {
@@ -65,6 +77,10 @@ impl ControllerInputs {
             config_maps: Informer::start(client.clone(), root_cas, clock.clone(), rng.fork("informer")),
             nodes: all(client, clock, rng),
             pods: all(client, clock, rng),
+            replica_sets: all(client, clock, rng),
+            deployments: all(client, clock, rng),
+            jobs: all(client, clock, rng),
+            cron_jobs: all(client, clock, rng),
         }
     }
 }
@@ -82,16 +98,31 @@ pub enum Identity {
     NodeIpam,
     /// Collects what has lost its owners.
     Garbage,
+    /// Keeps as many Pods as ReplicaSets ask for.
+    ReplicaSet,
+    /// Rolls Deployments out.
+    Deployment,
+    /// Runs Jobs to their end.
+    Job,
+    /// Makes Jobs at their times.
+    CronJob,
+    /// Removes Jobs some time after their end.
+    TtlAfterFinished,
 }
 
 impl Identity {
     /// All of them.
-    pub const ALL: [Identity; 5] = [
+    pub const ALL: [Identity; 10] = [
         Identity::Namespace,
         Identity::ServiceAccount,
         Identity::RootCa,
         Identity::NodeIpam,
         Identity::Garbage,
+        Identity::ReplicaSet,
+        Identity::Deployment,
+        Identity::Job,
+        Identity::CronJob,
+        Identity::TtlAfterFinished,
     ];
 
     /// The service account in `kube-system` that it acts as.
@@ -103,6 +134,11 @@ impl Identity {
             Identity::RootCa => "root-ca-cert-publisher",
             Identity::NodeIpam => "node-controller",
             Identity::Garbage => "generic-garbage-collector",
+            Identity::ReplicaSet => "replicaset-controller",
+            Identity::Deployment => "deployment-controller",
+            Identity::Job => "job-controller",
+            Identity::CronJob => "cronjob-controller",
+            Identity::TtlAfterFinished => "ttl-after-finished-controller",
         }
     }
 }
@@ -152,6 +188,7 @@ pub async fn run_all(
     shutdown: impl Future<Output = ()>,
 ) {
     let garbage = Seeds::new(rng.fork("garbage"));
+    let replica_sets = Seeds::new(rng.fork("replica sets"));
     let shares = (config.cluster_cidr, config.node_prefix);
     let (all, time) = (|| inputs.clone(), || clock.clone());
     let mut team = Team { client, clock: &clock, rng, running: Vec::new() };
@@ -160,6 +197,7 @@ pub async fn run_all(
     team.add(Identity::RootCa, |own| root_ca::run(own, all(), time(), config.root_ca.clone()));
     team.add(Identity::NodeIpam, |own| node_ipam::run(own, inputs.nodes.clone(), time(), shares));
     team.add(Identity::Garbage, |own| garbage::run(own, time(), garbage.next()));
+    team.add(Identity::ReplicaSet, |own| replica_set::run(own, all(), time(), replica_sets.next()));
     let running = join_all(team.running);
     select! {
         () = shutdown => {}

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 #![allow(dead_code, reason = "each test crate uses a part")]
 
+pub(crate) mod node;
+
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -98,6 +100,11 @@ impl Cluster {
         let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
         let inputs = ControllerInputs::start(&admin, &clock, &mut Rng::seeded(9));
         Cluster { admin, clock, inputs, server, controllers: None }
+    }
+
+    /// Starts what stands for scheduler and node agents.
+    pub(crate) fn run_nodes(&self) {
+        tokio::spawn(node::run(self.admin.clone(), self.clock.clone()));
     }
 
     /// Starts the controllers, as a process that dies after so many writes would. The answer waits for that.
