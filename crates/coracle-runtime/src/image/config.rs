@@ -6,8 +6,10 @@ use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageMan
 use super::digest::Digest;
 use super::{ImageError, ImageResult};
 
-/// Bytes of a manifest, index or configuration. Upstream's limit is the same.
+/// Bytes of a manifest, index or configuration. Registries take manifests of 4 MiB.
 pub(crate) const DOCUMENT_MAX: u64 = 8 << 20;
+/// Values in such a document. Each takes many times its text once it is parsed; a manifest has a few hundred.
+const VALUES_MAX: usize = 100_000;
 /// Layers of one image: what overlay can stack, with room to spare.
 const LAYERS_MAX: usize = 200;
 
@@ -23,6 +25,7 @@ pub(crate) struct ParsedConfig {
 /// Parses the configuration and checks that it is for this kind of machine.
 pub(crate) fn parse_config(bytes: &[u8]) -> ImageResult<ParsedConfig> {
     let bad = |what: String| ImageError::BadArchive { what: format!("image configuration: {what}") };
+    check_values(bytes, "image configuration")?;
     let config: ImageConfiguration = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
     if *config.os() != Os::Linux || *config.architecture() != host_architecture() {
         return Err(ImageError::NoPlatform {
@@ -69,6 +72,24 @@ pub(crate) enum Document {
     Index(Box<ImageIndex>),
 }
 
+/// Refuses a document of very many values before it is parsed.
+pub(crate) fn check_values(json: &[u8], what: &str) -> ImageResult<()> {
+    let (mut values, mut in_string, mut escaped) = (0, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' if !in_string => values += 1,
+            _ => {}
+        }
+    }
+    if values > VALUES_MAX {
+        return Err(ImageError::Limit(format!("{what}: more than {VALUES_MAX} values")));
+    }
+    Ok(())
+}
+
 /// Parses a manifest or an index; `media_type` is what the reference to it or the server called it.
 pub(crate) fn parse_document(bytes: &[u8], media_type: Option<&str>) -> ImageResult<Document> {
     #[derive(serde::Deserialize)]
@@ -79,6 +100,7 @@ pub(crate) fn parse_document(bytes: &[u8], media_type: Option<&str>) -> ImageRes
         manifests: Option<serde::de::IgnoredAny>,
     }
     let bad = |what: String| ImageError::BadArchive { what: format!("image manifest: {what}") };
+    check_values(bytes, "image manifest")?;
     let probe: Probe = serde_json::from_slice(bytes).map_err(|error| bad(error.to_string()))?;
     if probe.schema_version == Some(1) {
         return Err(bad("schema version 1 is not supported".to_owned()));

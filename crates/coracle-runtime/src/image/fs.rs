@@ -1,5 +1,6 @@
 //! File operations that hold against crashes and against what images contain.
 
+use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,6 +13,8 @@ use rustix::io::Errno;
 
 use super::{ImageError, ImageResult};
 
+/// Names of a directory that are in memory at once. Not two, which the dots may be alone.
+const NAMES_AT_ONCE: usize = 512;
 /// Levels of directories that a removal holds open at once.
 const REMOVE_DEPTH: usize = 48;
 
@@ -127,9 +130,10 @@ pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()>
         Err(error) => return Err(error.into()),
     }
     let Some(top) = open_child(parent, name)? else { return Ok(()) };
-    let mut removal = Removal { top: top.as_fd(), moved: 0, pending: Vec::new() };
+    let mut removal = Removal { top: top.as_fd(), moved: 0, pending: BTreeSet::new() };
     removal.clear(top.as_fd(), 0)?;
-    while let Some(moved) = removal.pending.pop() {
+    while let Some(moved) = removal.pending.pop_last() {
+        let moved = moved_name(moved)?;
         if let Some(dir) = open_child(top.as_fd(), &moved)? {
             removal.clear(dir.as_fd(), 1)?;
             remove_empty(top.as_fd(), &moved)?;
@@ -148,44 +152,53 @@ fn remove_empty(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
 struct Removal<'a> {
     top: BorrowedFd<'a>,
     moved: u64,
-    pending: Vec<CString>,
+    /// Numbers of what was moved up and is still to be removed: there may be very many.
+    pending: BTreeSet<u64>,
+}
+
+const MOVED: &str = ".removed-";
+
+fn moved_name(number: u64) -> io::Result<CString> {
+    Ok(CString::new(format!("{MOVED}{number}"))?)
 }
 
 impl Removal<'_> {
     fn clear(&mut self, dir: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
-        for (name, kind) in children(dir)? {
-            if depth == 0 && self.pending.contains(&name) {
-                continue;
+        for_each_child(dir, |name, kind| {
+            let number = || name.to_str().ok()?.strip_prefix(MOVED)?.parse().ok();
+            if depth == 0 && number().is_some_and(|number| self.pending.contains(&number)) {
+                return Ok(false);
             }
             let is_dir = kind == FileType::Directory
                 || (kind == FileType::Unknown
-                    && rustix::fs::unlinkat(dir, &name, AtFlags::empty()) == Err(Errno::ISDIR));
+                    && rustix::fs::unlinkat(dir, name, AtFlags::empty()) == Err(Errno::ISDIR));
             if !is_dir {
-                match rustix::fs::unlinkat(dir, &name, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => continue,
-                    Err(error) => return Err(error.into()),
-                }
+                return match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => Ok(true),
+                    Err(error) => Err(error.into()),
+                };
             }
             if depth < REMOVE_DEPTH {
-                if let Some(child) = open_child(dir, &name)? {
+                if let Some(child) = open_child(dir, name)? {
                     self.clear(child.as_fd(), depth + 1)?;
-                    remove_empty(dir, &name)?;
+                    remove_empty(dir, name)?;
                 }
             } else {
-                self.move_up(dir, &name)?;
+                self.move_up(dir, name)?;
             }
-        }
-        Ok(())
+            Ok(true)
+        })
     }
 
     fn move_up(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
         loop {
-            let target = CString::new(format!(".removed-{}", self.moved)).map_err(io::Error::from)?;
+            let number = self.moved;
+            let target = moved_name(number)?;
             self.moved += 1;
             match rustix::fs::renameat_with(dir, name, self.top, &target, rustix::fs::RenameFlags::NOREPLACE)
             {
                 Ok(()) => {
-                    self.pending.push(target);
+                    self.pending.insert(number);
                     return Ok(());
                 }
                 Err(Errno::EXIST) => {}
@@ -207,22 +220,52 @@ fn open_child(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>
     }
 }
 
-/// Names in a directory, without `.` and `..`.
-pub(crate) fn children(dir: BorrowedFd<'_>) -> io::Result<Vec<(CString, FileType)>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let entry = entry?;
-        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            names.push((entry.file_name().to_owned(), entry.file_type()));
+/// Calls `visit` for the names in a directory, without `.` and `..`; it says whether it removed the entry. After
+/// removals the directory is read again, until nothing more is removed: whatever a file system does to a reading
+/// under which entries go, all are visited. A few names at a time are in memory, however many there are.
+pub(crate) fn for_each_child(
+    dir: BorrowedFd<'_>,
+    mut visit: impl FnMut(&CStr, FileType) -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut entries = Dir::read_from(dir)?;
+    let mut batch = Vec::with_capacity(NAMES_AT_ONCE);
+    loop {
+        let mut removed = false;
+        loop {
+            for entry in entries.by_ref().take(NAMES_AT_ONCE) {
+                let entry = entry?;
+                if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+                    batch.push((entry.file_name().to_owned(), entry.file_type()));
+                }
+            }
+            if batch.is_empty() {
+                break;
+            }
+            for (name, kind) in batch.drain(..) {
+                removed |= visit(&name, kind)?;
+            }
         }
+        if !removed {
+            return Ok(());
+        }
+        entries.rewind();
     }
-    Ok(names)
 }
 
-/// Bytes free for root on the file system of `dir`.
-pub(crate) fn free_bytes(dir: BorrowedFd<'_>) -> io::Result<u64> {
+/// What is free for root on a file system.
+pub(crate) struct FreeSpace {
+    pub(crate) bytes: u64,
+    /// `None` where files are not counted.
+    pub(crate) inodes: Option<u64>,
+}
+
+/// What is free on the file system of `dir`.
+pub(crate) fn free_space(dir: BorrowedFd<'_>) -> io::Result<FreeSpace> {
     let stat = rustix::fs::fstatvfs(dir)?;
-    Ok(stat.f_bfree.saturating_mul(stat.f_frsize))
+    Ok(FreeSpace {
+        bytes: stat.f_bfree.saturating_mul(stat.f_frsize),
+        inodes: (stat.f_files > 0).then_some(stat.f_ffree),
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::path::Path;
 use oci_spec::image::{Descriptor, ImageManifest};
 use serde::Deserialize;
 
-use super::config::{DOCUMENT_MAX, Document, may_fit_host, parse_config, parse_document, select_platform};
+use super::config::{
+    DOCUMENT_MAX, Document, check_values, may_fit_host, parse_config, parse_document, select_platform,
+};
 use super::digest::{Cancel, Digest, chain_ids};
 use super::layers::{Stack, mismatch};
 use super::name::ImageName;
@@ -186,6 +188,7 @@ struct DockerImage {
 
 fn read_docker(source: &Source) -> ImageResult<Vec<ArchivedImage>> {
     let bytes = source.read_small("manifest.json", DOCUMENT_MAX)?;
+    check_values(&bytes, "manifest.json")?;
     let images: Vec<DockerImage> = parse(&bytes, "manifest.json")?;
     let mut found = Vec::new();
     for image in images {

@@ -29,6 +29,10 @@ pub(crate) struct LayerInfo {
     pub(crate) entries: u64,
 }
 
+/// Memory that a zstd archive may demand for being unpacked, as a power of two: 32 MiB. Archives made for exchange
+/// demand 8 MiB at most (RFC 9659).
+const ZSTD_WINDOW_LOG_MAX: u32 = 25;
+
 const INFO: &str = "layer.json";
 
 pub(crate) fn read_info(dir: &Path) -> ImageResult<LayerInfo> {
@@ -218,7 +222,11 @@ pub(crate) fn decompress<'a>(mut source: impl Read + 'a) -> std::io::Result<Box<
         Compression::Gzip => {
             Box::new(flate2::bufread::MultiGzDecoder::new(std::io::BufReader::with_capacity(64 << 10, whole)))
         }
-        Compression::Zstd => Box::new(zstd::Decoder::new(whole)?),
+        Compression::Zstd => {
+            let mut decoder = zstd::Decoder::new(whole)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            Box::new(decoder)
+        }
     })
 }
 

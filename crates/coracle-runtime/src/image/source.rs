@@ -1,5 +1,6 @@
 //! Files of an image archive, by name: from a directory, or from a tar file without unpacking it.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -9,7 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags};
 
-use super::fs::{free_bytes, open_dir, open_in_root};
+use super::fs::{free_space, open_dir, open_in_root};
 use super::layers::{Compression, decompress};
 use super::operation::Operation;
 use super::tar::{Kind, Section, TarReader};
@@ -18,6 +19,12 @@ use super::{ImageError, ImageResult};
 
 /// Files of one archive; real ones have a few for each layer.
 const FILES_MAX: usize = 100_000;
+/// Longest name of a file, and of what a link points to: the kernel's limit on a path.
+const NAME_MAX: usize = 4096;
+/// Bytes of all names of one archive.
+const NAMES_MAX: usize = 16 << 20;
+/// Bytes of all documents of one archive: manifests, configurations. Those of one image are some kilobytes.
+const DOCUMENTS_MAX: u64 = 32 << 20;
 /// Links to follow from one name.
 const LINKS_MAX: usize = 16;
 
@@ -25,6 +32,8 @@ const LINKS_MAX: usize = 16;
 pub(crate) struct Source {
     path: PathBuf,
     form: Form,
+    /// Bytes of the documents read so far.
+    documents: Cell<u64>,
 }
 
 enum Form {
@@ -52,7 +61,7 @@ impl Source {
             let files = list(&file, path)?;
             Form::Tar { file: Arc::new(file), files }
         };
-        Ok(Source { path: path.to_owned(), form })
+        Ok(Source { path: path.to_owned(), form, documents: Cell::new(0) })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -91,6 +100,14 @@ impl Source {
         if size > max {
             return Err(ImageError::Limit(format!(
                 "{name} in {} is larger than {max} bytes",
+                self.path.display()
+            )));
+        }
+        // One document may be named any number of times, and is kept each time.
+        self.documents.set(self.documents.get().saturating_add(size));
+        if self.documents.get() > DOCUMENTS_MAX {
+            return Err(ImageError::Limit(format!(
+                "the manifests and configurations in {} are larger than {DOCUMENTS_MAX} bytes",
                 self.path.display()
             )));
         }
@@ -169,8 +186,8 @@ fn plain_file(path: &Path, operation: &Operation, limits: &UnpackLimits) -> Imag
             return Ok(copy);
         }
         total += n;
-        let free = free_bytes(copy.as_fd()).map_err(cannot_read)?;
-        if total > limits.max_layer_bytes || free < limits.min_free_bytes {
+        let free = free_space(copy.as_fd()).map_err(cannot_read)?;
+        if total > limits.max_layer_bytes || free.bytes < limits.min_free_bytes {
             return Err(ImageError::Limit(format!("{}: no space to unpack the archive", path.display())));
         }
     }
@@ -181,7 +198,12 @@ fn list(file: &File, path: &Path) -> ImageResult<BTreeMap<String, Place>> {
     let length = file.metadata().map_err(ImageError::io("cannot look at", path))?.len();
     let mut reader = TarReader::new(Section::new(file, 0, length));
     let mut files = BTreeMap::new();
+    let mut names = 0;
     while let Some(entry) = reader.next_entry().map_err(bad)? {
+        names += entry.path.len() + entry.link.len();
+        if entry.path.len().max(entry.link.len()) > NAME_MAX || names > NAMES_MAX {
+            return Err(ImageError::Limit(format!("the names in {} are too long", path.display())));
+        }
         let Some(name) = std::str::from_utf8(&entry.path).ok().and_then(normal) else {
             return Err(bad(super::tar::invalid("a name in the archive leads out of it, or is not text")));
         };

@@ -137,10 +137,18 @@ impl<R: Skip> TarReader<R> {
     /// The next entry, or `None` at the end of the archive.
     pub(crate) fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let mut extensions = Extensions::default();
+        let mut extended: u64 = 0;
         loop {
             let Some(header) = self.next_header()? else {
                 return if extensions.is_empty() { Ok(None) } else { Err(cut_short()) };
             };
+            if is_extension(header.entry_type()) {
+                // All that is kept for one entry, however many headers it comes in.
+                extended = extended.saturating_add(header.entry_size()?);
+                if extended > EXTENSION_MAX {
+                    return Err(invalid("extended header too large"));
+                }
+            }
             let size = extensions.size.map_or_else(|| header.entry_size(), Ok)?;
             match header.entry_type() {
                 EntryType::XHeader => extensions.read_pax(&self.small_data(header.entry_size()?)?)?,
@@ -204,9 +212,6 @@ impl<R: Skip> TarReader<R> {
     }
 
     fn small_data(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        if size > EXTENSION_MAX {
-            return Err(invalid("extended header too large"));
-        }
         self.begin_data(size);
         let mut data = Vec::new();
         self.read_to_end(&mut data)?;
@@ -228,6 +233,13 @@ impl<R: Read> Read for TarReader<R> {
             }
         }
     }
+}
+
+fn is_extension(kind: EntryType) -> bool {
+    matches!(
+        kind,
+        EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink
+    )
 }
 
 /// What extended headers say about the entry that follows them.

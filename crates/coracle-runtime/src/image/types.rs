@@ -63,6 +63,8 @@ impl Default for RegistryConfig {
 pub struct UnpackLimits {
     /// Bytes that stay free on the store's file system; an unpack that would take them fails.
     pub min_free_bytes: u64,
+    /// Inodes that stay free there, if the file system counts them.
+    pub min_free_inodes: u64,
     /// Bytes of one unpacked layer.
     pub max_layer_bytes: u64,
     /// Files, directories and links of one layer.
@@ -71,7 +73,12 @@ pub struct UnpackLimits {
 
 impl Default for UnpackLimits {
     fn default() -> Self {
-        UnpackLimits { min_free_bytes: 512 << 20, max_layer_bytes: 128 << 30, max_layer_entries: 4_000_000 }
+        UnpackLimits {
+            min_free_bytes: 512 << 20,
+            min_free_inodes: 50_000,
+            max_layer_bytes: 128 << 30,
+            max_layer_entries: 1_500_000,
+        }
     }
 }
 

@@ -16,14 +16,18 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 
 use super::digest::Cancel;
-use super::fs::{children, free_bytes, open_in_root, remove_tree};
+use super::fs::{for_each_child, free_space, open_in_root, remove_tree};
 use super::tar::{Entry, Kind, Mtime, Skip, TarReader, invalid};
 use super::types::UnpackLimits;
 
 /// Bytes written between two looks at the free space.
 const FREE_CHECK_EVERY: u64 = 16 << 20;
-/// Bytes of directory names remembered until the end, when their times are set.
-const DEFERRED_MAX: usize = 64 << 20;
+/// Space that an entry takes beside its data: an inode, and its part of a directory.
+const ENTRY_BYTES: u64 = 512;
+/// Entries that are as good a reason for such a look as [`FREE_CHECK_EVERY`].
+const FREE_CHECK_ENTRIES: u64 = 4096;
+/// Bytes of directory names remembered, whose times are set when nothing changes in them any more.
+const DEFERRED_MAX: usize = 16 << 20;
 /// The kernel's limit on a path.
 const PATH_MAX: usize = 4096;
 
@@ -76,7 +80,7 @@ pub(crate) fn unpack<R: Skip>(
         }
         let entry = archive.next_entry().map_err(|error| UnpackError::Archive(error.to_string()))?;
         let Some(entry) = entry else { break };
-        unpacker.count(&entry)?;
+        unpacker.count(entry.size)?;
         unpacker.apply(&entry, &mut archive, cancel).map_err(|failure| match failure {
             Failure::Io(_) if cancel.is_cancelled() => UnpackError::Abandoned,
             Failure::Io(error) => {
@@ -118,7 +122,7 @@ struct Unpacker<'a> {
 }
 
 impl Unpacker<'_> {
-    fn count(&mut self, entry: &Entry) -> Result<(), UnpackError> {
+    fn count(&mut self, size: u64) -> Result<(), UnpackError> {
         self.usage.entries += 1;
         if self.usage.entries > self.limits.max_layer_entries {
             return Err(UnpackError::Limit(format!(
@@ -126,8 +130,7 @@ impl Unpacker<'_> {
                 self.limits.max_layer_entries
             )));
         }
-        // Every entry takes an inode, and at least a part of a block.
-        self.take_space(entry.size.max(512))
+        self.take_space(size.max(ENTRY_BYTES))
     }
 
     fn take_space(&mut self, bytes: u64) -> Result<(), UnpackError> {
@@ -139,14 +142,20 @@ impl Unpacker<'_> {
             )));
         }
         self.unchecked_bytes = self.unchecked_bytes.saturating_add(bytes);
-        if self.unchecked_bytes >= FREE_CHECK_EVERY {
+        if self.unchecked_bytes >= FREE_CHECK_EVERY || self.usage.entries.is_multiple_of(FREE_CHECK_ENTRIES) {
             self.unchecked_bytes = 0;
-            let free = free_bytes(self.root).map_err(|error| UnpackError::Archive(error.to_string()))?;
+            let free = free_space(self.root).map_err(|error| UnpackError::Archive(error.to_string()))?;
             // A file that cannot fit is refused before its first byte.
-            if free < self.limits.min_free_bytes.saturating_add(bytes) {
+            if free.bytes < self.limits.min_free_bytes.saturating_add(bytes) {
                 return Err(UnpackError::Limit(format!(
-                    "no space left for images: {free} bytes are free, {} of them reserved",
-                    self.limits.min_free_bytes
+                    "no space left for images: {} bytes are free, {} of them reserved",
+                    free.bytes, self.limits.min_free_bytes
+                )));
+            }
+            if let Some(inodes) = free.inodes.filter(|inodes| *inodes < self.limits.min_free_inodes) {
+                return Err(UnpackError::Limit(format!(
+                    "no space left for images: {inodes} inodes are free, {} of them reserved",
+                    self.limits.min_free_inodes
                 )));
             }
         }
@@ -307,7 +316,7 @@ impl Unpacker<'_> {
     }
 
     /// Opens the directory of an entry, making what is missing on the way.
-    fn open_parent(&mut self, path: &[u8]) -> io::Result<OwnedFd> {
+    fn open_parent(&mut self, path: &[u8]) -> Result<OwnedFd, Failure> {
         if let Some((cached, fd)) = self.parent.take()
             && cached == path
         {
@@ -329,7 +338,7 @@ impl Unpacker<'_> {
                 Err(Errno::NOENT) => {
                     let made = self.key(&path[..start.saturating_sub(1)], name);
                     self.made.insert(made);
-                    self.usage.entries += 1;
+                    self.count(0).map_err(Failure::Unpack)?;
                     // A link that leads nowhere is in the way here, and an error.
                     rustix::fs::mkdirat(&parent, OsStr::from_bytes(name), Mode::from_raw_mode(0o755))?;
                     let dir = open_in_root(self.root, &path[..end], flags)?;
@@ -344,12 +353,13 @@ impl Unpacker<'_> {
 
     /// Hides everything in a directory that does not come from this layer.
     fn make_opaque(&mut self, dir: BorrowedFd<'_>, path: &[u8]) -> io::Result<()> {
-        for (name, _) in children(dir)? {
-            if !self.made.contains(&self.key(path, name.to_bytes())) {
-                remove_tree(dir, &name)?;
+        for_each_child(dir, |name, _| {
+            if self.made.contains(&self.key(path, name.to_bytes())) {
+                return Ok(false);
             }
-        }
-        Ok(())
+            remove_tree(dir, name)?;
+            Ok(true)
+        })
     }
 
     fn key(&self, parent: &[u8], name: &[u8]) -> u64 {
@@ -358,14 +368,16 @@ impl Unpacker<'_> {
 
     fn defer_times(&mut self, path: Vec<u8>, mtime: Mtime) -> io::Result<()> {
         self.deferred_bytes += path.len() + size_of::<(Vec<u8>, Mtime)>();
-        if self.deferred_bytes > DEFERRED_MAX {
-            return Err(invalid("the names of the layer's directories are too long in all"));
-        }
         self.directory_times.push((path, mtime));
+        if self.deferred_bytes > DEFERRED_MAX {
+            // Those that still change get the time of that.
+            self.set_directory_times()?;
+        }
         Ok(())
     }
 
     fn set_directory_times(&mut self) -> io::Result<()> {
+        self.deferred_bytes = 0;
         for (path, mtime) in self.directory_times.drain(..).rev() {
             // A later entry may have put something else there.
             match open_in_root(self.root, &path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW) {

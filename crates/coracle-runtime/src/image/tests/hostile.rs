@@ -9,7 +9,7 @@ use crate::image::types::UnpackLimits;
 use crate::image::unpack::{UnpackError, Usage, unpack};
 
 fn limits() -> UnpackLimits {
-    UnpackLimits { min_free_bytes: 1, max_layer_bytes: 1 << 20, max_layer_entries: 100 }
+    UnpackLimits { min_free_bytes: 1, min_free_inodes: 1, max_layer_bytes: 1 << 20, max_layer_entries: 100 }
 }
 
 fn unpack_to(dir: &Path, items: &[Item]) -> Result<Usage, UnpackError> {

@@ -1,6 +1,7 @@
 //! Tests of the store against the real kernel: overlay, links, device nodes. They need root.
 
 mod archives;
+mod bombs;
 mod hostile;
 mod registry;
 mod store;

@@ -245,6 +245,28 @@ async fn content_that_is_not_what_was_promised_is_refused() {
 }
 
 #[tokio::test]
+async fn an_image_that_is_a_bomb_fails_its_pull_and_leaves_nothing() {
+    let registry = Registry::start("").await;
+    let name = registry.name("bomb:1");
+    let layers = [busybox_layer(), layer(&[Item::File("zeros", vec![0; 16 << 20], 0o644)])];
+    registry.push("bomb:1", &layers).await;
+    let fixture = Fixture::new();
+    let mut config = fixture.config();
+    config.limits.max_layer_bytes = 8 << 20;
+    let store = ImageStore::open(config, Clock::system()).unwrap();
+    let id = Digest::of(&layers[1]);
+    // What the Pod's waiting state says after `ErrImagePull: `.
+    let expected = format!(
+        "failed to pull and unpack image \"{name}\": failed to extract layer {id}: layer {id}: \
+         the layer unpacks to more than 8388608 bytes"
+    );
+    let error = pull(&store, &name).await.unwrap_err();
+    assert_eq!(error, CriError::Internal(expected));
+    wait_until(&Clock::system(), || fixture.names("operations").is_empty()).await;
+    assert_eq!(fixture.names("layers"), Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn credentials_are_needed_where_they_are_asked_for_and_not_remembered() {
     let registry =
         Registry::start(", headers: {}}\nauth: {htpasswd: {realm: test, path: DIR/htpasswd}").await;
