@@ -8,6 +8,7 @@
 //! replies. A connection that closes ends what it asked for (an exec is killed), except for a container, which
 //! is what must outlive its daemon.
 
+pub mod kill;
 pub mod wire;
 
 use std::collections::BTreeMap;

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use coracle_keeper::kill::kill_members;
 use coracle_keeper::{Start, UnixNanos, write_durably};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -107,11 +108,10 @@ impl Container {
 
     pub(crate) fn kill_cgroup(&self) {
         let Some(procs) = self.start.cgroup_procs.first() else { return };
-        for line in std::fs::read_to_string(procs).unwrap_or_default().lines() {
-            if let Some(pid) = line.parse().ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-        }
+        kill_members(|| {
+            let list = std::fs::read_to_string(procs).unwrap_or_default();
+            list.lines().filter_map(|line| line.parse().ok().and_then(Pid::from_raw)).collect()
+        });
     }
 
     /// Removes what the OCI library keeps of a container.

@@ -13,7 +13,8 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use coracle_cri::LinuxContainerResources;
-use rustix::process::{Pid, Signal, kill_process};
+use coracle_keeper::kill::kill_members;
+use rustix::process::Pid;
 
 pub(crate) use layout::Layout;
 pub use layout::{CgroupVersion, MachineCgroups};
@@ -192,10 +193,7 @@ impl Cgroups {
                 let dir = root.join(&path.0);
                 // Kernels before 5.14 and v1 hierarchies have no such file.
                 let _ = fs::write(dir.join("cgroup.kill"), "1");
-                for pid in processes(&dir) {
-                    alive = true;
-                    let _ = kill_process(pid, Signal::KILL);
-                }
+                alive |= kill_members(|| processes(&dir));
             }
             if !alive {
                 return Ok(());

@@ -230,6 +230,8 @@ impl Inner {
                 let what = format!("mount point {}", bind.destination.display());
                 root.make(&bind.destination, kind).map_err(|e| bad(&what, e))?
             };
+            // Where it really is: a link of the image may lead there.
+            not_over_proc(&bind.destination)?;
         }
         let cwd = match (config.working_dir.as_str(), image.working_dir.as_str()) {
             ("", "") => "/",
@@ -417,6 +419,29 @@ fn in_kernel_file_system(path: &Path) -> CriResult<bool> {
         return Err(CriError::InvalidArgument(format!("path {:?} contains \"..\"", path.display())));
     }
     Ok(["/dev", "/proc", "/sys"].iter().any(|top| path.starts_with(top)))
+}
+
+/// Files in `/proc` that may have something mounted over them: programs look there for what there is of a resource,
+/// and others show them what there is for a container.
+const PROC_FILES: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/net/dev",
+];
+
+/// Refuses a mount in `/proc`: what is written there in good faith must not end up elsewhere (CVE-2025-52881).
+fn not_over_proc(path: &Path) -> CriResult<()> {
+    if path.starts_with("/proc") && !PROC_FILES.iter().any(|file| path == Path::new(file)) {
+        let message = format!("mount point {} is inside /proc: nothing may be mounted there", path.display());
+        return Err(CriError::InvalidArgument(message));
+    }
+    Ok(())
 }
 
 fn log_path(directory: &Path, name: &Path) -> CriResult<PathBuf> {

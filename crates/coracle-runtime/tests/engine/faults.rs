@@ -105,7 +105,7 @@ async fn sandbox_state(runtime: &EmbeddedRuntime, id: &PodSandboxId) -> PodSandb
 }
 
 /// Processes that have the sandbox's run directory as an argument: its keeper.
-fn keepers(run: &str) -> Vec<i32> {
+pub(crate) fn keepers(run: &str) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let cmdline = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();

@@ -4,8 +4,10 @@
 
 mod attacks;
 mod exec;
+mod exploits;
 mod faults;
 mod host;
 mod lifecycle;
+mod limits;
 mod restart;
 mod terminal;
