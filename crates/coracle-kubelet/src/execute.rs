@@ -69,6 +69,7 @@ async fn make_sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> (Pod
         dns,
         cgroup_root: config.cgroup_root.clone(),
         qos: qos(pod),
+        node_pids: config.machine.pids,
     };
     (sandbox_config(pod, &spec, &sandbox), missing)
 }

@@ -12,6 +12,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Memory, in bytes.
     pub memory_bytes: u64,
+    /// The most processes and threads at a time; 0 if that is not known.
+    pub pids: u64,
     /// Size of the file system that Pods' files go to, in bytes.
     pub storage_bytes: u64,
     /// `/etc/machine-id`.
@@ -50,6 +52,11 @@ impl Machine {
             cpus: std::thread::available_parallelism()
                 .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
             memory_bytes: memory_kib.unwrap_or(0) * 1024,
+            pids: ["/proc/sys/kernel/pid_max", "/proc/sys/kernel/threads-max"]
+                .into_iter()
+                .filter_map(|path| read(path).parse().ok())
+                .min()
+                .unwrap_or(0),
             storage_bytes,
             machine_id,
             system_uuid,

@@ -13,6 +13,7 @@ const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
 const PERIOD_MICROS: i64 = 100_000;
 const MIN_QUOTA_MICROS: i64 = 1_000;
+const POD_PIDS_MIN: i64 = 1024;
 
 /// A Pod's quality of service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,16 +107,23 @@ pub fn container_resources(
     }
 }
 
-/// Limits of the Pod's cgroup: sums, and a limit only where every container has one.
+/// Limits of the Pod's cgroup, on a node that can have `node_pids` processes: sums, and a limit only where every container has one.
 #[must_use]
-pub fn pod_resources(spec: &PodSpec) -> LinuxContainerResources {
+pub fn pod_resources(spec: &PodSpec, node_pids: u64) -> LinuxContainerResources {
     let cpu_request = pod_request(spec, "cpu");
     let total = |read: &dyn Fn(&Container) -> Option<i64>| -> Option<i64> {
         spec.containers.iter().try_fold(0, |sum: i64, container| Some(sum.saturating_add(read(container)?)))
     };
     let cpu = total(&|c| milli(limits(c), "cpu").filter(|v| *v > 0));
     let memory = total(&|c| whole(limits(c), "memory").filter(|v| *v > 0));
-    limits_of(cpu_request, cpu, memory)
+    LinuxContainerResources { pids_limit: pod_pids(node_pids), ..limits_of(cpu_request, cpu, memory) }
+}
+
+/// A quarter of the node's processes (upstream's `podPidsLimit`): a Pod whose processes multiply without end takes
+/// neither the node's nor the other Pods'.
+fn pod_pids(node_pids: u64) -> Option<i64> {
+    let share = i64::try_from(node_pids / 4).unwrap_or(i64::MAX);
+    (share > 0).then(|| share.max(POD_PIDS_MIN))
 }
 
 fn limits_of(cpu_request: i64, cpu_limit: Option<i64>, memory_limit: Option<i64>) -> LinuxContainerResources {
@@ -176,9 +184,12 @@ mod tests {
             (b.cpu_shares, b.cpu_quota, b.memory_limit_in_bytes, b.oom_score_adj),
             (Some(2), None, None, Some(1000))
         );
-        let pod = pod_resources(&spec);
+        let pod = pod_resources(&spec, 40_000);
         assert_eq!((pod.cpu_shares, pod.cpu_quota, pod.memory_limit_in_bytes), (Some(256), None, None));
         assert!(pod.unified.is_empty(), "one container's end is not that of the Pod");
+        assert_eq!(pod.pids_limit, Some(10_000), "nobody asks for it");
+        assert_eq!(pod_resources(&spec, 100).pids_limit, Some(1024));
+        assert_eq!(pod_resources(&spec, 0).pids_limit, None, "a node that says nothing");
     }
 
     #[test]
@@ -201,7 +212,7 @@ mod tests {
             let a = container_resources(&spec, &spec.containers[0], Qos::Burstable, 1 << 30);
             assert!(a.cpu_quota.is_some_and(|quota| quota > whole_cpu), "{cpu}: {a:?}");
             assert_eq!(a.cpu_shares, u64::try_from(MAX_SHARES).ok(), "{cpu}");
-            let pod = pod_resources(&spec);
+            let pod = pod_resources(&spec, 40_000);
             assert!(pod.cpu_quota.is_some_and(|quota| quota > whole_cpu), "{cpu}: {pod:?}");
             assert_eq!(pod.memory_limit_in_bytes, Some(i64::MAX), "{cpu}");
         }

@@ -29,6 +29,8 @@ pub struct SandboxContext {
     pub cgroup_root: String,
     /// The Pod's class.
     pub qos: Qos,
+    /// The most processes that the node can have.
+    pub node_pids: u64,
 }
 
 /// Makes the configuration.
@@ -50,7 +52,7 @@ pub fn sandbox_config(pod: &Pod, spec: &PodSpec, context: &SandboxContext) -> Po
         labels: identity.labels(),
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         cgroup_parent: resources::cgroup_parent(&context.cgroup_root, context.qos, &identity),
-        resources: resources::pod_resources(spec),
+        resources: resources::pod_resources(spec, context.node_pids),
         sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         namespaces: namespaces(spec),
     }

@@ -179,6 +179,8 @@ impl EmbeddedRuntime {
             let cgroups = Cgroups::open(&config.cgroup_root).map_err(internal)?;
             let keepers = cgroups.path(Path::new(KEEPERS_CGROUP)).map_err(internal)?;
             cgroups.create(&keepers, &LinuxContainerResources::default()).map_err(internal)?;
+            let pods = cgroups.path(Path::new(PODS_CGROUP)).map_err(internal)?;
+            cgroups.create(&pods, &all_pods(&machine_pids())).map_err(internal)?;
             Ok(Arc::new(Inner {
                 layout,
                 cgroups,
@@ -202,6 +204,21 @@ impl EmbeddedRuntime {
 }
 
 const KEEPERS_CGROUP: &str = "keepers";
+/// The group of all Pods, by the name that upstream's node agent gives it.
+const PODS_CGROUP: &str = "kubepods";
+
+/// What all Pods may take together: of every ten processes that the machine can have one stays for others.
+fn all_pods(machine_pids: &[i64]) -> LinuxContainerResources {
+    let most = machine_pids.iter().min().map(|pids| pids - pids / 10);
+    LinuxContainerResources { pids_limit: most, ..Default::default() }
+}
+
+/// What the kernel sets as limits of processes and threads.
+fn machine_pids() -> Vec<i64> {
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/proc/sys/kernel/{name}")).ok()?.trim().parse().ok();
+    ["pid_max", "threads-max"].into_iter().filter_map(read).collect()
+}
 
 impl Inner {
     fn sandbox(&self, id: &str) -> CriResult<Arc<Sandbox>> {

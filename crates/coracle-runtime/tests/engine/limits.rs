@@ -27,6 +27,23 @@ async fn a_fork_bomb_ends_at_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_pods_together_leave_processes_to_the_node() {
+    let host = Host::new();
+    let _runtime = host.open().await;
+    let group = |root: &str| {
+        let path = Path::new(root)
+            .join(host.config.cgroup_root.strip_prefix("/").unwrap())
+            .join("kubepods/pids.max");
+        std::fs::read_to_string(path).ok()
+    };
+    let limit = group("/sys/fs/cgroup/pids").or_else(|| group("/sys/fs/cgroup")).unwrap();
+    let limit: u64 = limit.trim().parse().expect("there is a limit");
+    let of_machine: u64 =
+        std::fs::read_to_string("/proc/sys/kernel/threads-max").unwrap().trim().parse().unwrap();
+    assert!(limit <= of_machine - of_machine / 10, "{limit} of {of_machine}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_logs_takes_neither_disk_nor_memory() {
     let mut host = Host::new();
     host.config.log_limit = LogLimit { bytes: 100_000, files: 3 };
