@@ -4,11 +4,13 @@
 #   make down    stop the cluster; `make purge` also removes every trace
 #   make test    everything that CI runs
 #   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts (minutes)
-#   make soak    100,000 power cuts at random moments of random histories, 1,000 Pods that come and go; minutes
+#   make soak    100,000 power cuts at random moments of random histories, 1,000 Pods that come and go, a million
+#                programs that end at once; hours
+#   make guards  takes each guard away, one at a time, and sees that its test fails; GUARD=WORD for some
 #   make bench   the benchmarks, as a table
 #   make lint    formatting, lints and dependency rules
 #   make check   a quick type check
-.PHONY: up down purge test soak bench lint check build prerequisites e2e vm-test
+.PHONY: up down purge test soak bench lint check build prerequisites e2e vm-test guards
 CARGO ?= cargo
 export PATH := $(CURDIR)/.cache/deny/bin:$(PATH)
 
@@ -33,6 +35,7 @@ lint:
 	# Clippy cannot tell the biased wrapper from what it wraps, so this rule is a search.
 	@! grep -rnE 'tokio::(select!|\{[^}]*select)' crates --include='*.rs' | grep -v '^crates/coracle-clock/' \
 		|| { echo 'use coracle_clock::select, which is biased: tokio::select is unordered'; exit 1; }
+	@python3 scripts/guards/run.py --check
 
 prerequisites:
 	@scripts/prerequisites.sh test
@@ -53,6 +56,11 @@ vm-test:
 soak:
 	$(CARGO) test --release --package coracle-store --test crash soak -- --ignored --nocapture
 	$(CARGO) test --release --package coracle --test e2e soak -- --ignored --nocapture
+	CORACLE_FAST_EXITS=1000000 $(CARGO) test --release --package coracle-runtime --test engine \
+		exploits::no_start_hangs_and_no_exit_is_lost -- --nocapture
+
+guards: prerequisites
+	@python3 scripts/guards/run.py $(GUARD)
 
 bench: prerequisites
 	@$(CARGO) build --quiet --release --bin coracle --bin coracle-bench

@@ -339,6 +339,16 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_the_same_only_as_a_whole() {
+        assert!(same_secret("0123456789abcdef", "0123456789abcdef"));
+        for other in ["", "0", "0123456789abcde", "0123456789abcdeg", "1123456789abcdef", "0123456789abcdef0"]
+        {
+            assert!(!same_secret("0123456789abcdef", other), "{other}");
+            assert!(!same_secret(other, "0123456789abcdef"), "{other}");
+        }
+    }
+
+    #[test]
     fn a_record_survives_its_secret() {
         for record in [
             record(),

@@ -27,28 +27,32 @@ pub fn kill_members(mut members: impl FnMut() -> Vec<Pid>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Child, Command};
+    use std::io::{Read, Write};
+    use std::process::{Child, Command, Stdio};
 
     use super::*;
 
-    fn sleeper() -> (Child, Pid) {
-        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+    fn process() -> (Child, Pid) {
+        let child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let pid = Pid::from_child(&child);
         (child, pid)
     }
 
     #[test]
     fn who_has_the_id_of_a_dead_member_lives_on() {
-        let (mut member, of_member) = sleeper();
-        let (mut stranger, of_stranger) = sleeper();
-        // The second is in the list when it is read, and gone from the group when it is looked at again.
-        let mut lists = [vec![of_member], vec![of_member, of_stranger]].into_iter().collect::<Vec<_>>();
-        assert!(kill_members(|| lists.pop().unwrap()));
+        let (mut member, of_member) = process();
+        let (mut stranger, of_stranger) = process();
+        // The stranger is in the list when it is read, and not in the group when it is looked at again.
+        let mut lists = [vec![of_stranger, of_member], vec![of_member]].into_iter();
+        assert!(kill_members(|| lists.next().unwrap()));
         assert!(!member.wait().unwrap().success());
-        assert!(stranger.try_wait().unwrap().is_none(), "it lives");
-        stranger.kill().unwrap();
-        stranger.wait().unwrap();
+        let (mut to, mut from) = (stranger.stdin.take().unwrap(), stranger.stdout.take().unwrap());
+        let _ = to.write_all(b"you live");
+        drop(to);
+        let mut heard = String::new();
+        from.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "you live");
+        assert!(stranger.wait().unwrap().success());
         assert!(!kill_members(Vec::new));
-        assert!(kill_members(|| vec![of_member]), "one that has ended, and was not read away");
     }
 }

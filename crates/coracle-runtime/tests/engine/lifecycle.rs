@@ -248,7 +248,7 @@ async fn a_container_sees_its_own_control_group_and_cannot_change_it() {
         "/sys/fs/cgroup/memory.max"
     };
     let mut config = shell(&format!(
-        "cat {limit}; echo 1000000000 > {limit} || echo kept; touch /sys/fs/cgroup/x || echo kept; cat {limit}"
+        "cat {limit}; echo 50000000 > {limit} || echo kept; touch /sys/fs/cgroup/x || echo kept; cat {limit}"
     ));
     config.resources.memory_limit_in_bytes = Some(64 << 20);
     assert_eq!(output(&host, &runtime, &config).await, "67108864\nkept\nkept\n67108864\n");
