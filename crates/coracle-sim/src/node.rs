@@ -111,6 +111,7 @@ impl SimNode {
             node_ips: vec![IpAddr::V4(self.address)],
             node_labels: labels.clone(),
             machine: Machine {
+                pids: 32_768,
                 cpus: *cpus,
                 memory_bytes: *memory_bytes,
                 storage_bytes: 100 << 30,
