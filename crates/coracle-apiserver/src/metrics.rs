@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use coracle_api::catalogue::Resource;
 
+use crate::connections::Guests;
 use crate::hub::Hub;
 
 /// Upper bounds of the latency histogram, in seconds.
@@ -111,7 +112,7 @@ impl Metrics {
     }
 
     /// All counters; `revision` is the store's.
-    pub(crate) fn render(&self, revision: u64, hub: &Hub) -> String {
+    pub(crate) fn render(&self, revision: u64, hub: &Hub, guests: &Guests) -> String {
         let mut out = String::new();
         let text = &mut out;
         // Writing to a String does not fail.
@@ -168,6 +169,18 @@ impl Metrics {
             ("coracle_request_panics_total", "counter", "Requests that ended in a panic.", panics),
             ("coracle_store_revision", "gauge", "Newest durable revision of the store.", revision),
             ("coracle_hub_revision", "gauge", "Newest revision published to watches.", hub.progress().0),
+            (
+                "coracle_connections",
+                "gauge",
+                "Connections of clients.",
+                u64::try_from(guests.count()).unwrap_or(u64::MAX),
+            ),
+            (
+                "coracle_connections_turned_away_total",
+                "counter",
+                "Idle connections that gave way to new ones.",
+                guests.turned_away(),
+            ),
             ("coracle_hub_derived_bytes", "gauge", "Bytes made from events and kept to be shared.", derived),
             ("coracle_watch_wakeups_total", "counter", "Watches told to look for events.", hub.wakeups()),
             (

@@ -1,17 +1,24 @@
 //! What the client wants the answer to look like.
 
+use std::convert::Infallible;
 use std::io::Write;
 
+use bytes::Bytes;
 use coracle_api::status::Status;
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use futures::stream;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, USER_AGENT, VARY};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use serde_json::Value;
 
 use crate::body::{Body, full};
 use crate::request::Query;
 
+/// Compressed bytes sent at a time.
+const ZIPPED_PIECE_BYTES: usize = 16 * 1024;
 /// Answers smaller than this are not worth compressing, as upstream has it.
 const GZIP_THRESHOLD_BYTES: usize = 128 * 1024;
 
@@ -170,7 +177,7 @@ impl Format {
     /// Sends bytes of any type.
     pub(crate) fn finish(self, code: StatusCode, content_type: &str, bytes: Vec<u8>) -> Response<Body> {
         let large = bytes.len() > GZIP_THRESHOLD_BYTES;
-        let (bytes, zipped) = match (self.gzip && large).then(|| gzip(&bytes)).flatten() {
+        let (bytes, small) = match (self.gzip && large).then(|| gzip(&bytes)).flatten() {
             Some(zipped) => (zipped, true),
             None => (bytes, false),
         };
@@ -181,9 +188,31 @@ impl Format {
             headers.insert(CONTENT_TYPE, value);
         }
         headers.insert(http::header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-        if zipped {
-            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+        if small {
+            zipped(headers);
+        }
+        response
+    }
+
+    /// Whether stored bytes can be sent piece by piece, if there are so many that it is worth it.
+    pub(crate) fn in_pieces(self, size: usize) -> bool {
+        size > GZIP_THRESHOLD_BYTES && self.encoding == Encoding::Json && !self.pretty
+    }
+
+    /// Sends a large JSON document whose pieces are made when the client has room for them: what it does not read
+    /// is not held for it.
+    pub(crate) fn pieces(self, pieces: impl Iterator<Item = Vec<u8>> + Send + 'static) -> Response<Body> {
+        let frames: Box<dyn Iterator<Item = Vec<u8>> + Send> = if self.gzip {
+            Box::new(Zipped { pieces, encoder: Some(GzEncoder::new(Vec::new(), Compression::fast())) })
+        } else {
+            Box::new(pieces)
+        };
+        let frames = stream::iter(frames.map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::from(piece)))));
+        let body = StreamBody::new(frames).map_err(|never| match never {}).boxed_unsync();
+        let mut response = self.finish(StatusCode::OK, "application/json", Vec::new());
+        *response.body_mut() = body;
+        if self.gzip {
+            zipped(response.headers_mut());
         }
         response
     }
@@ -192,6 +221,33 @@ impl Format {
     pub(crate) fn with_gzip(mut self, headers: &HeaderMap) -> Self {
         self.gzip = accepts_gzip(headers);
         self
+    }
+}
+
+fn zipped(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
+/// Pieces, compressed as they come.
+struct Zipped<I> {
+    pieces: I,
+    encoder: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl<I: Iterator<Item = Vec<u8>>> Iterator for Zipped<I> {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let encoder = self.encoder.as_mut()?;
+        for piece in self.pieces.by_ref() {
+            // Writing to memory does not fail.
+            encoder.write_all(&piece).ok()?;
+            if encoder.get_ref().len() >= ZIPPED_PIECE_BYTES {
+                return Some(std::mem::take(encoder.get_mut()));
+            }
+        }
+        self.encoder.take()?.finish().ok()
     }
 }
 

@@ -19,6 +19,9 @@ use crate::server::{Core, store_failed};
 
 const TOO_OLD_WITH_TOKEN: &str = "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 
+/// About how many bytes of a list are made at a time.
+const PIECE_BYTES: usize = 32 * 1024;
+
 /// Fewest keys read at once when a selector may throw most of them away.
 const FILTERED_PAGE: usize = 500;
 
@@ -97,24 +100,23 @@ impl Core {
         let metadata = page.metadata();
         Ok(match format.shape {
             Shape::Object if call.row.strategy.stored_as_served() => {
+                for kv in &page.items {
+                    object::head_len(&kv.value).map_err(unreadable)?;
+                }
                 let size: usize = page.items.iter().map(|kv| kv.value.len() + 40).sum();
-                let mut out = Vec::with_capacity(size + 256);
                 let head = json!({
                     "kind": format!("{}List", call.row.kind),
                     "apiVersion": call.row.api_version(),
                     "metadata": metadata,
-                })
-                .to_string();
-                out.extend_from_slice(&head.as_bytes()[..head.len() - 1]);
-                out.extend_from_slice(br#","items":["#);
-                for (index, kv) in page.items.iter().enumerate() {
-                    if index > 0 {
-                        out.push(b',');
-                    }
-                    object::write_item(&mut out, &kv.value, kv.mod_revision).map_err(unreadable)?;
+                });
+                let mut pieces = pieces(&head, page.items);
+                if format.in_pieces(size) {
+                    format.pieces(pieces)
+                } else {
+                    let mut out = Vec::with_capacity(size + 256);
+                    pieces.by_ref().for_each(|piece| out.extend_from_slice(&piece));
+                    format.bytes(StatusCode::OK, out)
                 }
-                out.extend_from_slice(b"]}");
-                format.bytes(StatusCode::OK, out)
             }
             Shape::Table(version) => {
                 let objects = self.served_all(call, &page.items)?;
@@ -221,6 +223,31 @@ impl Core {
         };
         Ok(inside && (rest.is_everything() || rest.matches(&self.served(row, kv)?)))
     }
+}
+
+/// A list, piece by piece: the stored bytes of readable objects in a frame made of the members of `head`.
+fn pieces(head: &Value, items: Vec<KeyValue>) -> impl Iterator<Item = Vec<u8>> + Send + use<> {
+    let mut head = head.to_string().into_bytes();
+    head.pop();
+    head.extend_from_slice(br#","items":["#);
+    let mut items = items.into_iter();
+    let (mut next, mut first) = (Some(head), true);
+    std::iter::from_fn(move || {
+        let mut piece = next.take()?;
+        while piece.len() < PIECE_BYTES {
+            let Some(kv) = items.next() else {
+                piece.extend_from_slice(b"]}");
+                return Some(piece);
+            };
+            if !std::mem::take(&mut first) {
+                piece.push(b',');
+            }
+            // It has been seen to be readable.
+            let _ = object::write_item(&mut piece, &kv.value, kv.mod_revision);
+        }
+        next = Some(Vec::with_capacity(PIECE_BYTES));
+        Some(piece)
+    })
 }
 
 /// What the rows of a table carry of their objects.

@@ -28,6 +28,7 @@ use tracing::Instrument;
 use crate::auth::{SYSTEM_MASTERS, UserInfo};
 use crate::body::{Body, BoxError, full};
 use crate::call::Call;
+use crate::connections::Guests;
 use crate::discovery::Discovery;
 use crate::hub::{Hub, Prefix};
 use crate::impersonate;
@@ -100,7 +101,13 @@ pub(crate) struct Core {
     pub(crate) ready: AtomicBool,
     /// Connections to node agents, and streams through them.
     pub(crate) streams: TaskTracker,
+    /// Connections of clients.
+    pub(crate) guests: Arc<Guests>,
 }
+
+/// Marks an answer that may take as long as its client wants.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LongRunning;
 
 /// The API server.
 pub struct ApiServer {
@@ -169,6 +176,7 @@ impl ApiServer {
             draining: CancellationToken::new(),
             ready: AtomicBool::new(false),
             streams: TaskTracker::new(),
+            guests: Arc::default(),
         });
         let server = Arc::new(ApiServer { core, tasks: Mutex::default(), ended: watch::Sender::new(None) });
         let draining = server.core.draining.clone();
@@ -368,6 +376,9 @@ impl Core {
         let took = self.clock.elapsed().saturating_sub(begun);
         tracing::debug!(parent: &span, code, took = ?took, "answered");
         self.metrics.request(seen.label, code, (!seen.long_running).then_some(took));
+        if seen.long_running {
+            response.extensions_mut().insert(LongRunning);
+        }
         response
     }
 
@@ -454,7 +465,7 @@ impl Core {
                 .value(StatusCode::OK, &crate::discovery::version())),
             ["metrics"] => {
                 let revision = self.store.revision().await.map_err(|error| store_failed(&error))?;
-                let text = self.metrics.render(revision.0, &self.hub);
+                let text = self.metrics.render(revision.0, &self.hub, &self.guests);
                 let kind = "text/plain; version=0.0.4; charset=utf-8";
                 Ok(Format::json().finish(StatusCode::OK, kind, text.into_bytes()))
             }

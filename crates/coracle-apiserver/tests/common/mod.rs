@@ -7,6 +7,8 @@
     reason = "shared by test binaries, each of which uses its part"
 )]
 
+pub mod socket;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
