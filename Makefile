@@ -3,7 +3,7 @@
 #   make up      prerequisites, build, a one-node cluster, its kubeconfig, and an example Pod running
 #   make down    stop the cluster; `make purge` also removes every trace
 #   make test    everything that CI runs
-#   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts (minutes)
+#   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts, all end-to-end tests (an hour)
 #   make soak    100,000 power cuts at random moments of random histories, 1,000 Pods that come and go, a million
 #                programs that end at once; hours
 #   make guards  takes each guard away, one at a time, and sees that its test fails; GUARD=WORD for some

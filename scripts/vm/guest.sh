@@ -72,8 +72,6 @@ machine() {
     ip addr add 192.0.2.10/24 dev uplink
     ip link set uplink up
     ip route add default via 192.0.2.1
-    # busybox's modprobe does not wait for a module that another one is loading, so two first mounts at once fail.
-    modprobe overlay
     # The console shows what the kernel says about disasters only.
     dmesg -n 1
 }
@@ -208,6 +206,32 @@ step_verify() {
     up
     say "written $(kubectl get --raw /api/v1/namespaces/default/configmaps | tr -d '\n ')"
     pass write kubectl create configmap after-all
+}
+
+# The end-to-end tests. Where they put their clusters is the disk, not the memory.
+step_suite() {
+    mkdir -p /var/e2e /tmp/coracle-e2e
+    mount --bind /var/e2e /tmp/coracle-e2e
+    # What `ip` makes once and keeps.
+    ip netns add first && ip netns del first
+    inventory >/tmp/before
+    arguments="--test-threads=2"
+    for part in $(echo "$vm_skip" | tr , ' '); do arguments="$arguments --skip $part"; done
+    [ "$vm_tests" = all ] || arguments="$arguments $(echo "$vm_tests" | tr , ' ')"
+    export CORACLE_E2E_PATIENCE=$vm_patience CORACLE_E2E_IMAGE=/opt/busybox.tar
+    # A line for each test as it ends; the rest is for who looks into what failed.
+    { suite $arguments 2>&1 || echo failed >/tmp/failed; } | while read -r line; do
+        case $line in
+        "test result:"*) say "note $line" ;;
+        "test "*" ... ok") say "pass ${line#test }" ;;
+        "test "*" ... ignored"*) say "note ${line#test }" ;;
+        *) echo "$line" ;;
+        esac
+    done
+    [ ! -e /tmp/failed ] || fail "the end-to-end tests"
+    inventory >/tmp/after
+    diff /tmp/before /tmp/after >/tmp/difference || { cat /tmp/difference; fail "the tests leave something behind"; }
+    say "pass nothing-is-left"
 }
 
 machine

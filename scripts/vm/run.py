@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Runs Coracle on a machine of its own: Debian's cloud kernel in qemu, with pure control groups v2.
 
-Usage: run.py [--coracle PROGRAM] [--accel tcg|kvm] [--cuts N] [--verbose] [SCENARIO ...]
+Usage: run.py [--coracle PROGRAM] [--accel tcg|kvm] [--cuts N] [--verbose] [--test NAME] [SCENARIO ...]
 
-Scenarios: cgroup (the cluster on control groups v2), reboot (Pods over a clean reboot and over a power cut), and cuts
-(power cuts under write load: what was acknowledged is there). All of them by default. Needs root for `apt-get
-download` only; see scripts/prerequisites.sh for the packages.
+Scenarios: cgroup (the cluster on control groups v2), reboot (Pods over a clean reboot and over a power cut), cuts
+(power cuts under write load: what was acknowledged is there), and suite (the end-to-end tests of this repository, as
+`cargo test` has compiled them). All of them by default. Needs root for `apt-get download` only; see
+scripts/prerequisites.sh for the packages.
 
 A power cut is a SIGKILL of qemu. The disk is opened with O_DIRECT and O_DSYNC, and has no cache of its own to lose:
 a write that the guest sees completed is on it. What goes with the power is all that the guest had in memory, among
@@ -35,9 +36,17 @@ MODULES = ["arch/x86/crypto", "crypto", "drivers/block/virtio_blk.ko", "drivers/
            "net/ipv4", "net/ipv6", "net/llc", "net/netfilter"]
 DISK_MODULES = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"]
 MEMORY = "1024"
-DISK_SIZE = "1G"
+DISK_SIZE = "3G"
 # A step that takes longer has failed; nothing waits for this long when all is well.
 STEP_SECONDS = 900
+SUITE_SECONDS = 5400
+# How many times slower than a processor its emulation is, as the limits of the end-to-end tests have it.
+PATIENCE = {"tcg": 8, "kvm": 2}
+# End-to-end tests that do not run in the guest, and why.
+NOT_IN_THE_GUEST = {
+    "etcd::": "an etcd in an emulator loses its own elections; the cluster on etcd runs outside",
+    "soak_": "takes minutes on a processor, and hours in an emulator: `make soak`",
+}
 
 
 class Failed(Exception):
@@ -84,7 +93,39 @@ def pack(tree, archive):
         run("cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0", cwd=tree, input=names.encode(), stdout=out)
 
 
-def build(coracle, verbose):
+def install_suite(disk, suite):
+    """The end-to-end tests, and all that they use, at the paths that are compiled into them."""
+    for program in [suite, shutil.which("ip", path=os.environ["PATH"] + ":/usr/sbin")]:
+        install(disk, program, "/usr/bin/" + ("suite" if program == suite else "ip"))
+        for library in libraries(program):
+            install(disk, library, str(library))
+    for name in ["kubectl-1.37", "kubectl-1.32"]:
+        if name == "kubectl-1.32":
+            install(disk, ROOT / ".cache/bin" / name, f"/usr/bin/{name}")
+        link = disk / str(ROOT).lstrip("/") / ".cache/bin" / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to("/usr/bin/kubectl" if name == "kubectl-1.37" else f"/usr/bin/{name}")
+    program = suite.resolve().parent.parent / "coracle"
+    place = disk / str(program).lstrip("/")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to("/usr/bin/coracle")
+    (disk / str(ROOT).lstrip("/") / "crates/coracle").mkdir(parents=True)
+    (disk / str(ROOT).lstrip("/") / "target/tmp").mkdir(parents=True)
+    for file in sorted((ROOT / "examples").iterdir()):
+        install(disk, file, str(ROOT / "examples" / file.name), 0o644)
+
+
+def compiled_suite(coracle):
+    """Compiles the end-to-end tests as the program was, and returns their program."""
+    command = ["cargo", "test", "--no-run", "--message-format", "json", "--package", "coracle", "--test", "e2e"]
+    if coracle.resolve().parent.name == "release":
+        command.append("--release")
+    messages = run(*command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    programs = [json.loads(message).get("executable") for message in messages if '"name":"e2e"' in message]
+    return pathlib.Path(next(program for program in programs if program))
+
+
+def build(coracle, suite, verbose):
     """Makes the kernel's initial file system and the disk that every scenario starts with."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
@@ -118,6 +159,8 @@ def build(coracle, verbose):
     run("strip", disk / "usr/bin" / pathlib.Path(coracle).name)
     (disk / "usr/bin" / pathlib.Path(coracle).name).rename(disk / "usr/bin/coracle")
     install(disk, ROOT / ".cache/bin/kubectl-1.37", "/usr/bin/kubectl")
+    if suite:
+        install_suite(disk, suite)
     for file in sorted((HERE / "pods").iterdir()):
         install(disk, file, f"/opt/pods/{file.name}", 0o644)
     run(sys.executable, ROOT / "scripts/busybox-image.py", disk / "opt/busybox.tar", "--name", "busybox:1.35")
@@ -199,11 +242,11 @@ class Machine:
                 yield line.partition("VM-TEST: ")[2].split(" ")
         self.qemu.wait()
 
-    def step(self, step, **words):
+    def step(self, step, seconds=STEP_SECONDS, **words):
         """Boots, does a step to its end, and lets the machine shut itself down."""
         begin, passed, done = time.monotonic(), 0, False
         self.boot(step, **words)
-        for word, *rest in self.said():
+        for word, *rest in self.said(seconds):
             passed += word == "pass"
             done = done or [word, *rest] == ["done", step]
             if word == "note":
@@ -296,7 +339,14 @@ def cuts(machine, options):
         raise Failed(f"the machine ended by itself; see {machine.log.name}")
 
 
-SCENARIOS = {"cgroup": cgroup, "reboot": reboot, "cuts": cuts}
+def suite(machine, options):
+    for part, reason in NOT_IN_THE_GUEST.items():
+        print(f"  without {part}*: {reason}", flush=True)
+    machine.step("suite", SUITE_SECONDS, patience=PATIENCE[options.accel], tests=",".join(options.test) or "all",
+                 skip=",".join(NOT_IN_THE_GUEST))
+
+
+SCENARIOS = {"cgroup": cgroup, "reboot": reboot, "cuts": cuts, "suite": suite}
 
 
 def main():
@@ -305,6 +355,7 @@ def main():
     parser.add_argument("--accel", default="tcg", choices=["tcg", "kvm"], help="software emulation, or the processor's")
     parser.add_argument("--cuts", type=int, default=5, help="how often the power fails under load")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="when it fails")
+    parser.add_argument("--test", action="append", default=[], help="in the suite, only tests with this in their name")
     parser.add_argument("--verbose", action="store_true", help="show the whole console")
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     options = parser.parse_args()
@@ -313,10 +364,11 @@ def main():
     # The end by a signal also ends the machine.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begin = time.monotonic()
-    build(options.coracle, options.verbose)
+    wanted = options.scenarios or SCENARIOS
+    build(options.coracle, compiled_suite(options.coracle) if "suite" in wanted else None, options.verbose)
     print(f"built in {time.monotonic() - begin:.0f} s; power cuts with --seed {options.seed}", flush=True)
     failed = False
-    for name in options.scenarios or SCENARIOS:
+    for name in wanted:
         print(name, flush=True)
         start = time.monotonic()
         try:

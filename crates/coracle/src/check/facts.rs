@@ -9,6 +9,9 @@ use rustix::fs::{Access, StatVfsMountFlags};
 
 use crate::cluster::Cluster;
 
+/// How often a module that is being loaded is looked at, 20 ms apart.
+const OVERLAY_LOOKS: usize = 250;
+
 /// What is known of the machine, and of the cluster's place on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Facts {
@@ -145,7 +148,25 @@ fn namespaces_missing() -> Vec<&'static str> {
 }
 
 /// Asking for a file system context loads the module if there is one. Without the right to ask, the list tells.
+///
+/// Not every `modprobe` waits for a module that somebody else is loading, as at the first start after a boot: then
+/// this does.
 fn overlayfs() -> bool {
+    let loading = || {
+        let modules = text("/proc/modules").unwrap_or_default();
+        modules.lines().any(|line| line.starts_with("overlay ") && line.contains(" Loading "))
+    };
+    for _ in 0..OVERLAY_LOOKS {
+        // Before the question: the module may get done in between.
+        let wait = loading();
+        match rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC) {
+            Err(rustix::io::Errno::NODEV) if wait => {
+                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+                let _ = rustix::event::poll(&mut [], Some(&pause));
+            }
+            _ => break,
+        }
+    }
     match rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(_) => true,
         Err(rustix::io::Errno::NODEV) => false,

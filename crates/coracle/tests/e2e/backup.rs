@@ -54,8 +54,19 @@ fn a_restored_cluster_is_what_it_was_and_goes_on_far_above() {
     fails(&["restore", damaged.to_str().unwrap(), "--force"], "the backup is damaged before byte");
     assert_eq!(std::fs::read_dir(cluster.data().join("store")).unwrap().count(), before);
 
+    // A restore that was cut off when the old store was gone and the new one not there yet.
+    std::fs::write(cluster.data().join("restoring"), "").unwrap();
+    std::fs::remove_dir_all(cluster.data().join("store")).unwrap();
+    std::fs::create_dir(cluster.data().join("restore.partial")).unwrap();
+    fails(&["up"], "a restore of this cluster was interrupted: run `coracle restore` with --force again");
+    fails(&["server"], "a restore of this cluster was interrupted");
+
     cluster.must(&["restore", running, "--force"]);
+    assert!(!cluster.data().join("restoring").exists() && !cluster.data().join("restore.partial").exists());
     cluster.must(&["up"]);
+    // Only administrators get what holds all keys.
+    let denied = cluster.kubectl_fails(&["get", "--raw", "/coracle/v1/backup", "--as", "somebody"], "");
+    assert!(denied.contains("forbidden"), "{denied}");
     assert_eq!(cluster.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"]), "1");
     assert!(revision(&cluster) > seen + 1_000_000, "no revision is used twice");
     let old =

@@ -11,13 +11,16 @@ use coracle_clock::Clock;
 use nix::sys::signal::Signal;
 
 use crate::lifecycle::{four_steps, pod};
-use crate::support::{Cluster, Kubectl, busybox_archive, check};
+use crate::machines::{greeter, token};
+use crate::support::{Cluster, Kubectl, Machine, busybox_archive, check, inside};
 
 /// An etcd with one member, TLS, and a directory of its own. It ends with the test.
 pub(crate) struct Etcd {
     directory: tempfile::TempDir,
     client: u16,
     peer: u16,
+    /// Where it runs, if not on this machine.
+    machine: Option<String>,
     child: Option<Child>,
 }
 
@@ -41,13 +44,23 @@ impl Etcd {
             std::fs::write(directory.path().join(format!("{name}.key")), key.serialize_pem()).unwrap();
         }
         let free = || TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-        Etcd { directory, client: free(), peer: free(), child: None }
+        Etcd { directory, client: free(), peer: free(), machine: None, child: None }
+    }
+
+    /// The same on another machine.
+    fn prepare_on(machine: &Machine) -> Etcd {
+        let mut etcd = Etcd::prepare();
+        etcd.machine = Some(machine.name.clone());
+        etcd
     }
 
     pub(crate) fn run(&mut self) {
         let (client, peer) =
             (format!("https://127.0.0.1:{}", self.client), format!("http://127.0.0.1:{}", self.peer));
-        let mut command = Command::new("etcd");
+        let mut command = match &self.machine {
+            None => Command::new("etcd"),
+            Some(machine) => inside(machine, "etcd"),
+        };
         command
             .args(["--name", "m", "--data-dir"])
             .arg(self.file("data"))
@@ -164,4 +177,76 @@ fn a_cluster_on_etcd_is_the_same_and_outlives_its_absence() {
     assert!(message.contains("del --prefix /e2e/registry/`"), "{message}");
     other.must(&up(&flags));
     assert_eq!(other.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"]), "1");
+}
+
+#[test]
+fn two_machines_are_a_cluster_on_etcd() {
+    let (first, second) = Machine::pair();
+    let mut etcd = Etcd::prepare_on(&first);
+    etcd.run();
+    let flags = etcd.flags();
+    let (server, node) = (Cluster::embedded_on(&first), Cluster::embedded_on(&second));
+    let mut start = up(&flags);
+    start.extend(["--node-name", "m1"]);
+    server.must(&start);
+    let command = server.must(&["token", "create"]);
+    let url = command.split_whitespace().nth(3).unwrap();
+    node.must(&["node", "--server", url, "--token", &token(&command), "--node-name", "m2", "--detach"]);
+    for cluster in [&server, &node] {
+        cluster.must(&["image", "import", busybox_archive().to_str().unwrap()]);
+    }
+    server.apply(&greeter("m1"));
+    server.apply(&greeter("m2"));
+    server.kubectl(&["wait", "--for=condition=Ready", "pod", "--all", "--timeout=30s"]);
+    let statuses = || -> Vec<_> {
+        let pods = server.get(&["pods"]);
+        let pods = pods["items"].as_array().unwrap().clone();
+        pods.into_iter().map(|pod| pod["status"]["containerStatuses"].clone()).collect()
+    };
+    let ask = |from: &str, to: &str| {
+        let address = server.get(&["pod", to])["status"]["podIP"].as_str().unwrap().to_owned();
+        server.kubectl(&["exec", from, "--", "nc", "-w", "5", &address, "80"])
+    };
+    assert_eq!(ask("on-m1", "on-m2"), "m2\n");
+    assert_eq!(ask("on-m2", "on-m1"), "m1\n");
+    // The store goes, and so does the server; both come back, and nobody was restarted.
+    let before = statuses();
+    etcd.kill();
+    server.kill();
+    etcd.run();
+    server.must(&["up"]);
+    server.kubectl(&["wait", "--for=condition=Ready", "node/m2", "--timeout=30s"]);
+    assert_eq!(statuses(), before);
+    assert_eq!(ask("on-m1", "on-m2"), "m2\n");
+    assert_eq!(server.kubectl(&["logs", "on-m2"]), "started on m2\n");
+    node.must(&["down", "--purge"]);
+    server.must(&["down", "--purge"]);
+}
+
+#[test]
+fn a_cluster_on_etcd_is_backed_up_while_it_runs_and_restored_by_etcds_own_tools() {
+    let mut etcd = Etcd::prepare();
+    etcd.run();
+    let flags = etcd.flags();
+    let cluster = Cluster::embedded_without_start();
+    cluster.must(&up(&flags));
+    cluster.kubectl(&["create", "configmap", "kept", "--from-literal=a=1"]);
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("backup");
+    let file = file.to_str().unwrap();
+    cluster.must(&["backup", file]);
+    let bytes = std::fs::read(file).unwrap();
+    let has = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
+    assert!(has(b"/registry/configmaps/default/kept") && has(b"ca.key"), "objects and keys");
+    cluster.must(&["down"]);
+    let refused = |arguments: &[&str], words: &str| {
+        let output = cluster.coracle(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{arguments:?}: {said}");
+    };
+    refused(&["backup", file], "back it up while it runs");
+    refused(&["restore", file, "--force"], "restore that etcd with its own tools");
+    // What was refused has changed nothing.
+    cluster.must(&["up"]);
+    assert_eq!(cluster.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"]), "1");
 }

@@ -3,7 +3,7 @@
 use crate::support::{Cluster, IMAGE, Machine, busybox_archive};
 
 /// A Pod on the node `node` that answers every connection with the node's name.
-fn greeter(node: &str) -> String {
+pub(crate) fn greeter(node: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: on-{node}}}\nspec:\n  nodeSelector: {{kubernetes.io/hostname: {node}}}\n  \
          containers:\n  - name: c\n    image: {IMAGE}\n    \
@@ -12,14 +12,14 @@ fn greeter(node: &str) -> String {
 }
 
 /// The part of a join command that names the token.
-fn token(command: &str) -> String {
+pub(crate) fn token(command: &str) -> String {
     command.split_whitespace().last().unwrap().to_owned()
 }
 
 #[test]
 fn pods_of_two_machines_talk_and_a_cut_link_restarts_nothing() {
     let (first, second) = Machine::pair();
-    let (server, node) = (Cluster::on(&first), Cluster::on(&second));
+    let (server, node) = (Cluster::embedded_on(&first), Cluster::embedded_on(&second));
     server.must(&["up", "--node-name", "m1"]);
     let command = server.must(&["token", "create"]);
     assert!(command.starts_with("coracle node --server https://192.0.2.1:"), "{command}");
@@ -91,7 +91,7 @@ const LATE: &str = r#"{"spec":{"nodeSelector":{"kubernetes.io/hostname":"m2"}}}"
 #[test]
 fn machines_that_may_not_join_are_told_why() {
     let (first, second) = Machine::pair();
-    let (server, node) = (Cluster::on(&first), Cluster::on(&second));
+    let (server, node) = (Cluster::embedded_on(&first), Cluster::embedded_on(&second));
     let join = |cluster: &Cluster, url: &str, token: &str, name: &str| {
         let output =
             cluster.coracle(&["node", "--server", url, "--token", token, "--node-name", name, "--detach"]);
@@ -127,7 +127,7 @@ fn machines_that_may_not_join_are_told_why() {
     assert!(String::from_utf8_lossy(&up.stderr).contains("start it with `coracle node`"), "{up:?}");
     let listed = server.must(&["token", "ls"]);
     assert!(listed.contains("used by m2"), "{listed}");
-    let third = Cluster::on(&second);
+    let third = Cluster::embedded_on(&second);
     let spent = join(&third, url, &once, "m3");
     assert!(spent.contains("already used by node \"m2\""), "{spent}");
     let own = server.coracle(&["node", "--server", url, "--token", &good]);

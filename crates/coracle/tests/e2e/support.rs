@@ -109,9 +109,8 @@ impl Cluster {
         }
     }
 
-    /// A name of its own on another machine; nothing is started.
-    pub(crate) fn on(machine: &Machine) -> Self {
-        // An etcd of this machine is out of that one's reach.
+    /// A name of its own on another machine, whatever the environment wishes; nothing is started.
+    pub(crate) fn embedded_on(machine: &Machine) -> Self {
         let mut cluster = Self::embedded_without_start();
         cluster.machine = Some(machine.name.clone());
         cluster
@@ -300,7 +299,7 @@ impl Drop for Cluster {
 
 /// A machine of its own as far as the network goes: a namespace with a cable to another one.
 pub(crate) struct Machine {
-    name: String,
+    pub(crate) name: String,
 }
 
 impl Machine {
@@ -352,7 +351,7 @@ fn ip(arguments: &[&str]) {
 }
 
 /// A command on a machine. The network alone is another one: mounts and control groups are this machine's.
-fn inside(machine: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
+pub(crate) fn inside(machine: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new("nsenter");
     command.arg(format!("--net=/run/netns/{machine}")).arg("--").arg(program);
     command

@@ -1,5 +1,6 @@
 //! Pods that one build has started, under another build.
 
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -14,39 +15,28 @@ fn another_build() -> (PathBuf, Option<tempfile::TempDir>) {
     if let Some(path) = std::env::var_os("CORACLE_E2E_OTHER_BUILD") {
         return (path.into(), None);
     }
-    let mut program = std::fs::read(env!("CARGO_BIN_EXE_coracle")).unwrap();
-    let version = concat!("+coracle.", env!("CARGO_PKG_VERSION")).as_bytes();
-    let other = version.map_digits();
-    let mut found = 0;
-    let mut at = 0;
-    while let Some(next) = find(&program[at..], version) {
-        at += next;
-        program[at..at + other.len()].copy_from_slice(&other);
-        found += 1;
+    let mut program = std::fs::File::open(env!("CARGO_BIN_EXE_coracle")).map(BufReader::new).unwrap();
+    let version = concat!("coracle.", env!("CARGO_PKG_VERSION")).as_bytes();
+    let other: Vec<u8> = version.iter().copied().map(another_digit).collect();
+    let (mut changed, mut found) = (Vec::new(), 0);
+    // The library's search for a byte is quick even in a build that is not optimized.
+    while program.read_until(b'+', &mut changed).unwrap() > 0 {
+        if program.fill_buf().unwrap().starts_with(version) {
+            program.consume(version.len());
+            changed.extend(&other);
+            found += 1;
+        }
     }
     assert!(found > 0, "the program says its version");
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = directory.path().join("coracle");
-    std::fs::write(&path, program).unwrap();
+    std::fs::write(&path, changed).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     (path, Some(directory))
 }
 
-trait MapDigits {
-    fn map_digits(&self) -> Vec<u8>;
-}
-
-impl MapDigits for [u8] {
-    /// Every digit is another one.
-    fn map_digits(&self) -> Vec<u8> {
-        self.iter()
-            .map(|byte| if byte.is_ascii_digit() { b'0' + (byte - b'0' + 9) % 10 } else { *byte })
-            .collect()
-    }
-}
-
-fn find(text: &[u8], wanted: &[u8]) -> Option<usize> {
-    text.windows(wanted.len()).position(|window| window == wanted)
+fn another_digit(byte: u8) -> u8 {
+    if byte.is_ascii_digit() { b'0' + (byte - b'0' + 9) % 10 } else { byte }
 }
 
 fn node_version(cluster: &Cluster) -> Value {
