@@ -111,7 +111,7 @@ def install_suite(disk, suite):
     place.symlink_to("/usr/bin/coracle")
     (disk / str(ROOT).lstrip("/") / "crates/coracle").mkdir(parents=True)
     (disk / str(ROOT).lstrip("/") / "target/tmp").mkdir(parents=True)
-    for file in sorted((ROOT / "examples").iterdir()):
+    for file in sorted((ROOT / "examples").glob("*.yaml")):
         install(disk, file, str(ROOT / "examples" / file.name), 0o644)
 
 
