@@ -213,7 +213,8 @@ step_suite() {
     mkdir -p /var/e2e /tmp/coracle-e2e
     mount --bind /var/e2e /tmp/coracle-e2e
     # What `ip` makes once and keeps.
-    ip netns add first && ip netns del first
+    # The shell would take its own `ip`.
+    /usr/bin/ip netns add first && /usr/bin/ip netns del first
     inventory >/tmp/before
     arguments="--test-threads=2"
     for part in $(echo "$vm_skip" | tr , ' '); do arguments="$arguments --skip $part"; done
