@@ -45,6 +45,7 @@ const COMPONENTS: &[(&str, &[Rule])] = &[
             rule(READ, "", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts"]),
             rule(READ, "apps", &["deployments", "replicasets"]),
             rule(READ, "batch", &["cronjobs", "jobs"]),
+            rule(READ, "coordination.k8s.io", &["leases"]),
         ],
     ),
     (
@@ -95,6 +96,29 @@ const COMPONENTS: &[(&str, &[Rule])] = &[
         // It reads the metadata of everything, and takes owners and finalizers from it.
         "system:serviceaccount:kube-system:generic-garbage-collector",
         &[rule(&["get", "list", "watch", "patch", "update", "delete"], "*", &["*"])],
+    ),
+    (
+        "system:serviceaccount:kube-system:node-lifecycle-controller",
+        &[
+            rule(&["get", "patch", "update"], "", &["nodes"]),
+            rule(&["patch", "update"], "", &["nodes/status", "pods/status"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:taint-eviction-controller",
+        &[
+            rule(&["get"], "", &["nodes"]),
+            rule(&["get", "delete"], "", &["pods"]),
+            rule(&["patch", "update"], "", &["pods/status"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:pod-garbage-collector",
+        &[
+            rule(&["get"], "", &["nodes"]),
+            rule(&["delete"], "", &["pods"]),
+            rule(&["patch", "update"], "", &["pods/status"]),
+        ],
     ),
     (
         "system:serviceaccount:kube-system:replicaset-controller",
@@ -316,6 +340,12 @@ mod tests {
             (&controller("generic-garbage-collector"), "DELETE", "/api/v1/namespaces/a/pods/p", true),
             (&controller("generic-garbage-collector"), "POST", "/api/v1/namespaces/a/pods", false),
             (&controller("generic-garbage-collector"), "DELETE", "/api/v1/namespaces/a/pods", false),
+            (&controller("node-lifecycle-controller"), "PATCH", "/api/v1/nodes/n1/status", true),
+            (&controller("node-lifecycle-controller"), "DELETE", "/api/v1/namespaces/a/pods/p", false),
+            (&controller("taint-eviction-controller"), "DELETE", "/api/v1/namespaces/a/pods/p", true),
+            (&controller("taint-eviction-controller"), "PATCH", "/api/v1/nodes/n1", false),
+            (&controller("pod-garbage-collector"), "DELETE", "/api/v1/namespaces/a/pods/p", true),
+            (&controller("pod-garbage-collector"), "GET", "/api/v1/secrets", false),
             (&controller("replicaset-controller"), "POST", "/api/v1/namespaces/a/pods", true),
             (
                 &controller("replicaset-controller"),

@@ -7,9 +7,12 @@ pub mod garbage;
 mod keyed;
 pub mod namespace;
 pub mod node_ipam;
+pub mod node_lifecycle;
+pub mod pod_gc;
 pub mod replica_set;
 pub mod root_ca;
 pub mod service_account;
+pub mod taint_eviction;
 mod workload;
 
 use std::sync::{Mutex, PoisonError};
@@ -20,6 +23,7 @@ use futures::FutureExt as _;
 use futures::future::{BoxFuture, join_all};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
 use kube::Client;
 
@@ -49,6 +53,8 @@ pub struct ControllerInputs {
     pub nodes: Informer<Node>,
     /// All Pods.
     pub pods: Informer<Pod>,
+    /// The Leases of nodes.
+    pub leases: Informer<Lease>,
     /// All ReplicaSets.
     pub replica_sets: Informer<ReplicaSet>,
     /// All Deployments.
@@ -71,12 +77,15 @@ impl ControllerInputs {
             fields: Some("metadata.name=kube-root-ca.crt".to_owned()),
             ..ListOptions::default()
         };
+        let of_nodes =
+            ListOptions { namespace: Some("kube-node-lease".to_owned()), ..ListOptions::default() };
         ControllerInputs {
             namespaces: all(client, clock, rng),
             service_accounts: all(client, clock, rng),
             config_maps: Informer::start(client.clone(), root_cas, clock.clone(), rng.fork("informer")),
             nodes: all(client, clock, rng),
             pods: all(client, clock, rng),
+            leases: Informer::start(client.clone(), of_nodes, clock.clone(), rng.fork("informer")),
             replica_sets: all(client, clock, rng),
             deployments: all(client, clock, rng),
             jobs: all(client, clock, rng),
@@ -98,6 +107,12 @@ pub enum Identity {
     NodeIpam,
     /// Collects what has lost its owners.
     Garbage,
+    /// Says of silent nodes that nobody knows how they are.
+    NodeLifecycle,
+    /// Takes Pods from nodes with taints that they do not tolerate.
+    TaintEviction,
+    /// Removes Pods that nobody else will.
+    PodGc,
     /// Keeps as many Pods as ReplicaSets ask for.
     ReplicaSet,
     /// Rolls Deployments out.
@@ -112,12 +127,15 @@ pub enum Identity {
 
 impl Identity {
     /// All of them.
-    pub const ALL: [Identity; 10] = [
+    pub const ALL: [Identity; 13] = [
         Identity::Namespace,
         Identity::ServiceAccount,
         Identity::RootCa,
         Identity::NodeIpam,
         Identity::Garbage,
+        Identity::NodeLifecycle,
+        Identity::TaintEviction,
+        Identity::PodGc,
         Identity::ReplicaSet,
         Identity::Deployment,
         Identity::Job,
@@ -134,6 +152,9 @@ impl Identity {
             Identity::RootCa => "root-ca-cert-publisher",
             Identity::NodeIpam => "node-controller",
             Identity::Garbage => "generic-garbage-collector",
+            Identity::NodeLifecycle => "node-lifecycle-controller",
+            Identity::TaintEviction => "taint-eviction-controller",
+            Identity::PodGc => "pod-garbage-collector",
             Identity::ReplicaSet => "replicaset-controller",
             Identity::Deployment => "deployment-controller",
             Identity::Job => "job-controller",
@@ -197,6 +218,9 @@ pub async fn run_all(
     team.add(Identity::RootCa, |own| root_ca::run(own, all(), time(), config.root_ca.clone()));
     team.add(Identity::NodeIpam, |own| node_ipam::run(own, inputs.nodes.clone(), time(), shares));
     team.add(Identity::Garbage, |own| garbage::run(own, time(), garbage.next()));
+    team.add(Identity::NodeLifecycle, |own| node_lifecycle::run(own, all(), time()));
+    team.add(Identity::TaintEviction, |own| taint_eviction::run(own, all(), time()));
+    team.add(Identity::PodGc, |own| pod_gc::run(own, all(), time()));
     team.add(Identity::ReplicaSet, |own| replica_set::run(own, all(), time(), replica_sets.next()));
     let running = join_all(team.running);
     select! {

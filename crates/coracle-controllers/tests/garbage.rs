@@ -181,6 +181,7 @@ async fn what_happened_while_nobody_looked_is_made_good() {
 async fn a_collector_that_dies_after_any_write_ends_where_another_does() {
     for writes in 1.. {
         let mut cluster = Cluster::without_controllers().await;
+        cluster.counted = &["/configmaps"];
         let a = map(&cluster, "a", &[]).await;
         let b = map(&cluster, "b", &[]).await;
         let c = map(&cluster, "c", &[]).await;

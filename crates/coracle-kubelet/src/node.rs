@@ -337,22 +337,17 @@ fn node_labels(config: &KubeletConfig) -> BTreeMap<String, String> {
 
 /// Renews the Lease. Runs for ever.
 pub(crate) async fn keep_lease(context: Arc<Context>) {
-    // A Lease belongs to its Node and names its UID.
+    // A Lease belongs to its Node.
     let mut changes = context.nodes.subscribe();
-    let node = loop {
-        match context.nodes.get("", &context.config.node_name) {
-            Some(node) => break node,
-            None => {
-                if changes.changed().await.is_none() {
-                    return;
-                }
-            }
+    while context.nodes.get("", &context.config.node_name).is_none() {
+        if changes.changed().await.is_none() {
+            return;
         }
-    };
+    }
     drop(changes);
     let mut retry = RETRY_MIN;
     loop {
-        let pause = match renew_lease(&context, &node).await {
+        let pause = match renew_lease(&context).await {
             Ok(()) => {
                 retry = RETRY_MIN;
                 LEASE_PERIOD
@@ -368,7 +363,7 @@ pub(crate) async fn keep_lease(context: Arc<Context>) {
     }
 }
 
-async fn renew_lease(context: &Context, node: &Node) -> Result<(), kube::Error> {
+async fn renew_lease(context: &Context) -> Result<(), kube::Error> {
     let name = &context.config.node_name;
     let key = ObjectKey::namespaced(LEASE_NAMESPACE, name.clone());
     let now = MicroTime(context.clock.now());
@@ -378,6 +373,8 @@ async fn renew_lease(context: &Context, node: &Node) -> Result<(), kube::Error> 
         Err(why) if why.is_not_found() => {}
         other => return other.map(|_| ()),
     }
+    // Without its Node, a Lease would be collected as soon as it is made.
+    let Some(node) = context.nodes.get("", name) else { return Ok(()) };
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(name.clone()),

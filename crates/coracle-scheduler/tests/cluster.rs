@@ -63,6 +63,9 @@ impl Cluster {
         request::create(&self.admin, &node).await.unwrap();
         let status = json!({"status": {"capacity": allocatable, "allocatable": allocatable}});
         let key = ObjectKey::cluster(name);
+        // Who sees that a node is Ready, and lets Pods onto it, is not here.
+        let ready = json!({"spec": {"taints": null}});
+        request::patch::<Node>(&self.admin, &key, &PatchBody::Merge(ready)).await.unwrap();
         request::patch_status::<Node>(&self.admin, &key, &PatchBody::Strategic(status)).await.unwrap();
     }
 

@@ -50,6 +50,20 @@ impl Strategy for NodeStrategy {
         }
     }
 
+    fn prepare_for_create(&self, object: &mut Value) {
+        // What takes Pods is known once the node has said so: until then nothing is sent there.
+        let taint = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+        let same =
+            |other: &Value| ["key", "effect"].iter().all(|field| other.get(*field) == taint.get(*field));
+        if list_at(object, &["spec", "taints"]).iter().any(same) {
+            return;
+        }
+        let Some(spec) = object_in(object, "spec") else { return };
+        if let Some(taints) = spec.entry("taints").or_insert_with(|| json!([])).as_array_mut() {
+            taints.push(taint);
+        }
+    }
+
     fn prepare_for_update(&self, new: &mut Value, old: &Value) {
         tree::set_or_remove(new, "status", old.get("status").cloned());
     }
@@ -173,10 +187,6 @@ fn validate(node: &Value) -> Vec<FieldError> {
             errors.push(FieldError::required(&path.child("effect"), ""));
         } else if !effects.contains(&effect) {
             errors.push(FieldError::not_supported(&path.child("effect"), effect, &effects));
-        } else if effect == "NoExecute" {
-            // Nobody evicts Pods yet.
-            let why = "effect \"NoExecute\" is not supported by Coracle yet";
-            errors.push(FieldError::forbidden(&path.child("effect"), why));
         }
         if !seen.insert((key, effect)) {
             let mut error = FieldError::duplicate(&path, taint.clone());
@@ -277,12 +287,26 @@ mod tests {
             strategy.validate_update(&changed, &new)[0].to_string(),
             "spec.podCIDRs: Forbidden: node updates may not change podCIDR except from \"\" to valid"
         );
-        let evicting = json!({"spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}});
-        assert_eq!(
-            validate(&evicting).iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["spec.taints[0].effect: Forbidden: effect \"NoExecute\" is not supported by Coracle yet"]
-        );
         let bad = json!({"spec": {"taints": [{"key": "a", "effect": "x"}], "podCIDRs": ["x"]}});
         assert_eq!(strategy.validate_create(&bad).len(), 2);
+    }
+
+    #[test]
+    fn a_new_node_takes_no_pods_until_it_is_known_to_be_ready() {
+        let not_ready = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+        let other = json!({"key": "a", "effect": "NoExecute"});
+        for (taints, expected) in [
+            (Value::Null, json!([not_ready])),
+            (json!([other]), json!([other, not_ready])),
+            (json!([not_ready]), json!([not_ready])),
+        ] {
+            let mut node = json!({"spec": {}});
+            if !taints.is_null() {
+                node["spec"]["taints"] = taints;
+            }
+            NodeStrategy.prepare_for_create(&mut node);
+            assert_eq!(node["spec"]["taints"], expected);
+            assert_eq!(validate(&node), []);
+        }
     }
 }

@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 /// The writes that the controllers may still do before they die.
 struct Life {
     left: AtomicU64,
+    counted: &'static [&'static str],
     over: Notify,
 }
 
@@ -51,8 +52,10 @@ impl tower::Service<http::Request<kube::client::Body>> for Mortal {
     }
 
     fn call(&mut self, request: http::Request<kube::client::Body>) -> Self::Future {
-        let writes = request.method() != http::Method::GET && !request.uri().path().contains("/events");
         let life = self.life.clone();
+        let path = request.uri().path();
+        let counts = life.counted.is_empty() || life.counted.iter().any(|part| path.contains(part));
+        let writes = request.method() != http::Method::GET && counts && !path.contains("/events");
         if life.left.load(Ordering::SeqCst) == 0 {
             return Box::pin(std::future::pending());
         }
@@ -73,6 +76,8 @@ pub(crate) struct Cluster {
     pub(crate) admin: Client,
     pub(crate) clock: Clock,
     pub(crate) inputs: ControllerInputs,
+    /// Only writes to paths with one of these parts count against the controllers' lives; all, if there are none.
+    pub(crate) counted: &'static [&'static str],
     server: Arc<ApiServer>,
     controllers: Option<JoinHandle<()>>,
 }
@@ -99,7 +104,7 @@ impl Cluster {
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();
         let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
         let inputs = ControllerInputs::start(&admin, &clock, &mut Rng::seeded(9));
-        Cluster { admin, clock, inputs, server, controllers: None }
+        Cluster { admin, clock, inputs, counted: &[], server, controllers: None }
     }
 
     /// Starts what stands for scheduler and node agents.
@@ -110,7 +115,8 @@ impl Cluster {
     /// Starts the controllers, as a process that dies after so many writes would. The answer waits for that.
     pub(crate) fn run_controllers(&mut self, writes: u64) -> impl Future<Output = ()> + use<> {
         self.stop_controllers();
-        let life = Arc::new(Life { left: AtomicU64::new(writes), over: Notify::new() });
+        let life =
+            Arc::new(Life { left: AtomicU64::new(writes), counted: self.counted, over: Notify::new() });
         let config = ControllersConfig {
             cluster_cidr: "10.244.0.0/22".parse().unwrap(),
             node_prefix: 24,

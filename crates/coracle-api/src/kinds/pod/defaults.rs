@@ -177,11 +177,6 @@ fn stays_a_while(key: &str) -> Value {
     })
 }
 
-/// Whether a toleration is one of those that [`admit`] adds to every Pod.
-pub(super) fn is_added(toleration: &Value) -> bool {
-    BAD_NODE.iter().any(|key| *toleration == stays_a_while(key))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -381,14 +381,6 @@ pub(super) fn spec_warnings(spec: &Value, at: &str) -> Vec<String> {
         };
         out.push(format!("{at}.nodeSelector[{label}]: deprecated since {replacement} instead"));
     }
-    for (index, toleration) in list_at(spec, &["tolerations"]).iter().enumerate() {
-        if toleration.get("tolerationSeconds").is_some() && !super::defaults::is_added(toleration) {
-            out.push(format!(
-                "{at}.tolerations[{index}].tolerationSeconds: Coracle does not evict Pods yet: the Pod stays on its \
-                 node for as long as the node is there"
-            ));
-        }
-    }
     if int_at(spec, &["terminationGracePeriodSeconds"]).is_some_and(|grace| grace < 0) {
         out.push(format!(
             "{at}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
@@ -594,11 +586,6 @@ mod tests {
     fn warnings_point_at_what_surprises() {
         let pod = json!({"metadata": {"name": "a.b"}, "spec": {
             "terminationGracePeriodSeconds": -1,
-            "tolerations": [
-                {"key": "a", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5},
-                {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute",
-                 "tolerationSeconds": 300},
-            ],
             "nodeSelector": {"beta.kubernetes.io/os": "linux"},
             "containers": [{
                 "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}],
@@ -612,8 +599,6 @@ mod tests {
                 "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a \
                  DNS label is recommended: [must not contain dots]",
                 "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
-                "spec.tolerations[0].tolerationSeconds: Coracle does not evict Pods yet: the Pod stays on its node \
-                 for as long as the node is there",
                 "spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be \
                  treated as 1",
                 "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using \
