@@ -6,17 +6,12 @@ mod common;
 use std::time::Duration;
 
 use common::Cluster;
+use common::node::Agent;
 use coracle_client::ObjectKey;
 use coracle_client::request::{self, PatchBody};
-use coracle_clock::Clock;
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Binding, Node, Pod, Taint};
-use kube::Client;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
-
-const RENEWAL: Duration = Duration::from_secs(10);
 
 fn at(second: i64) -> Timestamp {
     let start: Timestamp = "2030-01-01T00:00:00Z".parse().unwrap();
@@ -25,61 +20,6 @@ fn at(second: i64) -> Timestamp {
 
 fn pod_key(name: &str) -> ObjectKey {
     ObjectKey::namespaced("default", name)
-}
-
-/// What a node agent does about its Node: a status when it starts, and a Lease every ten seconds.
-struct Agent(JoinHandle<()>);
-
-impl Agent {
-    async fn start(cluster: &Cluster, name: &str) -> Self {
-        let (client, clock, name) = (cluster.admin.clone(), cluster.clock.clone(), name.to_owned());
-        post(&client, &clock, &name).await;
-        Agent(tokio::spawn(async move {
-            loop {
-                renew(&client, &clock, &name).await;
-                clock.sleep(RENEWAL).await;
-            }
-        }))
-    }
-
-    /// The machine loses power.
-    fn die(self) {
-        self.0.abort();
-    }
-}
-
-async fn post(client: &Client, clock: &Clock, name: &str) {
-    let key = ObjectKey::cluster(name);
-    if request::get::<Node>(client, &key).await.is_err() {
-        let node: Node = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-        request::create(client, &node).await.unwrap();
-    }
-    let condition = |kind: &str, status: &str| {
-        json!({
-            "type": kind, "status": status, "reason": "KubeletReady", "message": "",
-            "lastHeartbeatTime": clock.now(), "lastTransitionTime": clock.now(),
-        })
-    };
-    let conditions = json!([
-        condition("MemoryPressure", "False"),
-        condition("DiskPressure", "False"),
-        condition("PIDPressure", "False"),
-        condition("Ready", "True"),
-    ]);
-    let patch = PatchBody::Strategic(json!({"status": {"conditions": conditions}}));
-    request::patch_status::<Node>(client, &key, &patch).await.unwrap();
-}
-
-async fn renew(client: &Client, clock: &Clock, name: &str) {
-    let key = ObjectKey::namespaced("kube-node-lease", name);
-    let time = coracle_api::metadata::rfc3339_micro(clock.now());
-    let spec = json!({"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": time});
-    let patch = PatchBody::Merge(json!({"spec": spec}));
-    if request::patch::<Lease>(client, &key, &patch).await.is_err() {
-        let metadata = json!({"namespace": "kube-node-lease", "name": name});
-        let lease: Lease = serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap();
-        request::create(client, &lease).await.unwrap();
-    }
 }
 
 /// A Pod that runs on a node, as its agent has said.
@@ -142,8 +82,8 @@ async fn a_moment(cluster: &Cluster) {
 #[tokio::test(start_paused = true)]
 async fn pods_of_a_dead_node_leave_five_minutes_after_it_was_found_out() {
     let cluster = Cluster::start().await;
-    let _a = Agent::start(&cluster, "a").await;
-    let b = Agent::start(&cluster, "b").await;
+    let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
+    let b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
     a_moment(&cluster).await;
     assert_eq!(taints(&cluster, "b").await, [] as [&str; 0], "a node that is Ready takes Pods");
     run_pod(&cluster, "p", "b", json!([])).await;
@@ -201,14 +141,14 @@ async fn pods_of_a_dead_node_leave_five_minutes_after_it_was_found_out() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_is_back_in_time_keeps_its_pods() {
     let cluster = Cluster::start().await;
-    let _a = Agent::start(&cluster, "a").await;
-    let b = Agent::start(&cluster, "b").await;
+    let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
+    let b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
     run_pod(&cluster, "p", "b", json!([])).await;
     until(&cluster, 5).await;
     b.die();
     until(&cluster, 340).await;
     assert_eq!(taints(&cluster, "b").await.len(), 2);
-    let _b = Agent::start(&cluster, "b").await;
+    let _b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
     a_moment(&cluster).await;
     assert_eq!(taints(&cluster, "b").await, [] as [&str; 0]);
     until(&cluster, 1000).await;
@@ -221,7 +161,7 @@ async fn a_node_that_is_back_in_time_keeps_its_pods() {
 #[tokio::test(start_paused = true)]
 async fn the_only_node_keeps_its_pods_however_long_it_is_silent() {
     let cluster = Cluster::start().await;
-    let a = Agent::start(&cluster, "a").await;
+    let a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
     run_pod(&cluster, "p", "a", json!([])).await;
     until(&cluster, 5).await;
     a.die();
@@ -234,7 +174,7 @@ async fn the_only_node_keeps_its_pods_however_long_it_is_silent() {
 #[tokio::test(start_paused = true)]
 async fn a_taint_evicts_by_what_each_pod_tolerates() {
     let cluster = Cluster::start().await;
-    let _a = Agent::start(&cluster, "a").await;
+    let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
     let tolerates = |seconds: Option<i64>| {
         let mut toleration = json!({"key": "k", "operator": "Exists", "effect": "NoExecute"});
         if let Some(seconds) = seconds {
@@ -271,7 +211,7 @@ async fn a_taint_evicts_by_what_each_pod_tolerates() {
 #[tokio::test(start_paused = true)]
 async fn pods_of_a_node_that_was_removed_fail_and_go() {
     let cluster = Cluster::start().await;
-    let a = Agent::start(&cluster, "a").await;
+    let a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
     run_pod(&cluster, "p", "a", json!([])).await;
     let held = json!({"metadata": {"finalizers": ["example.com/hold"]}});
     cluster.merge::<Pod>(&pod_key("p"), held).await;
@@ -306,7 +246,7 @@ async fn a_new_node_takes_pods_once_it_is_ready_and_none_while_it_is_cordoned() 
     cluster.create::<Node>(node).await;
     a_moment(&cluster).await;
     assert_eq!(taints(&cluster, "a").await, ["not-ready:NoSchedule@-"]);
-    let _a = Agent::start(&cluster, "a").await;
+    let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
     a_moment(&cluster).await;
     assert_eq!(taints(&cluster, "a").await, [] as [&str; 0]);
     let key = ObjectKey::cluster("a");
@@ -323,9 +263,9 @@ async fn controllers_that_die_after_any_write_end_where_others_do() {
     for writes in 1.. {
         let mut cluster = Cluster::without_controllers().await;
         cluster.counted = &["/nodes", "/pods"];
-        let _a = Agent::start(&cluster, "a").await;
-        let b = Agent::start(&cluster, "b").await;
-        let c = Agent::start(&cluster, "c").await;
+        let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
+        let b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
+        let c = Agent::start(&cluster.admin, &cluster.clock, "c").await;
         for (name, node) in [("stays", "a"), ("leaves", "b"), ("gone", "c")] {
             run_pod(&cluster, name, node, json!([])).await;
         }

@@ -7,9 +7,14 @@ use std::time::Duration;
 use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, Informer, ListOptions, ObjectKey, key_of, uid_of};
 use coracle_clock::{Clock, Rng};
-use k8s_openapi::api::core::v1::{Binding, Pod};
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Binding, Node, Pod};
 use kube::Client;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+/// The node that all Pods go to.
+const NODE: &str = "n";
 
 /// How long a Pod takes to start, to end, and to go.
 pub(crate) const STEP: Duration = Duration::from_secs(1);
@@ -17,6 +22,8 @@ pub(crate) const STEP: Duration = Duration::from_secs(1);
 /// Runs until the test ends. Images: `run` is ready for ever, `exit-N` ends with that code after a step, `stuck` never
 /// gets ready, `odd-fails` ends with 1 where its index is odd and with 0 where it is even.
 pub(crate) async fn run(client: Client, clock: Clock) {
+    // Seldom, but often enough: these tests go over days.
+    let _agent = Agent::renewing(&client, &clock, NODE, Duration::from_secs(40)).await;
     let pods: Informer<Pod> =
         Informer::start(client.clone(), ListOptions::default(), clock.clone(), Rng::seeded(4));
     let mut changes = pods.subscribe();
@@ -71,7 +78,7 @@ async fn take(client: &Client, clock: &Clock, key: &ObjectKey, pod: &Pod, step: 
         "bind" => {
             let binding: Binding = serde_json::from_value(json!({
                 "metadata": {"namespace": key.namespace, "name": key.name, "uid": uid},
-                "target": {"kind": "Node", "name": "n"},
+                "target": {"kind": "Node", "name": NODE},
             }))
             .unwrap();
             let _ = request::create_subresource::<Pod, Value>(client, key, "binding", &binding).await;
@@ -103,4 +110,63 @@ fn status(pod: &Pod, step: &str, now: &str) -> Value {
         "phase": if code == 0 { "Succeeded" } else { "Failed" }, "conditions": ready("False"),
         "containerStatuses": container(json!({"terminated": {"exitCode": code, "finishedAt": now}}), false),
     })
+}
+
+/// What a node agent does about its Node: a status when it starts, and a Lease every ten seconds.
+pub(crate) struct Agent(JoinHandle<()>);
+
+impl Agent {
+    pub(crate) async fn start(client: &Client, clock: &Clock, name: &str) -> Self {
+        Self::renewing(client, clock, name, Duration::from_secs(10)).await
+    }
+
+    async fn renewing(client: &Client, clock: &Clock, name: &str, period: Duration) -> Self {
+        let (client, clock, name) = (client.clone(), clock.clone(), name.to_owned());
+        post(&client, &clock, &name).await;
+        Agent(tokio::spawn(async move {
+            loop {
+                renew(&client, &clock, &name).await;
+                clock.sleep(period).await;
+            }
+        }))
+    }
+
+    /// The machine loses power.
+    pub(crate) fn die(self) {
+        self.0.abort();
+    }
+}
+
+async fn post(client: &Client, clock: &Clock, name: &str) {
+    let key = ObjectKey::cluster(name);
+    if request::get::<Node>(client, &key).await.is_err() {
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+        request::create(client, &node).await.unwrap();
+    }
+    let condition = |kind: &str, status: &str| {
+        json!({
+            "type": kind, "status": status, "reason": "KubeletReady", "message": "",
+            "lastHeartbeatTime": clock.now(), "lastTransitionTime": clock.now(),
+        })
+    };
+    let conditions = json!([
+        condition("MemoryPressure", "False"),
+        condition("DiskPressure", "False"),
+        condition("PIDPressure", "False"),
+        condition("Ready", "True"),
+    ]);
+    let patch = PatchBody::Strategic(json!({"status": {"conditions": conditions}}));
+    request::patch_status::<Node>(client, &key, &patch).await.unwrap();
+}
+
+async fn renew(client: &Client, clock: &Clock, name: &str) {
+    let key = ObjectKey::namespaced("kube-node-lease", name);
+    let time = coracle_api::metadata::rfc3339_micro(clock.now());
+    let spec = json!({"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": time});
+    let patch = PatchBody::Merge(json!({"spec": spec}));
+    if request::patch::<Lease>(client, &key, &patch).await.is_err() {
+        let metadata = json!({"namespace": "kube-node-lease", "name": name});
+        let lease: Lease = serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap();
+        request::create(client, &lease).await.unwrap();
+    }
 }
