@@ -11,6 +11,7 @@ mod bad_input;
 mod cleanup;
 mod cli;
 mod etcd;
+mod hostile;
 mod kubectl;
 mod lifecycle;
 mod machines;
