@@ -2,6 +2,7 @@
 //! the overlay to the other nodes.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -159,9 +160,14 @@ fn is_ready(node: &Node) -> bool {
     conditions.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
+/// Where the Pod network remembers who has which address.
+pub(super) fn network_records(cluster: &Cluster) -> PathBuf {
+    cluster.data.join("network")
+}
+
 /// The Pod network of this cluster on this machine.
 pub(super) fn open_network(cluster: &Cluster, settings: &Settings) -> anyhow::Result<BridgeNetwork> {
-    let mut config = BridgeConfig::new(&settings.bridge, cluster.data.join("network"));
+    let mut config = BridgeConfig::new(&settings.bridge, network_records(cluster));
     config.nft_table = cluster.nft_table();
     let pods = settings.joined.as_ref().map_or(&settings.pod_cidr, |joined| &joined.network.pod_cidr);
     config.cluster_range = Some(pods.clone());

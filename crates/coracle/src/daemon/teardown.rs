@@ -12,11 +12,13 @@ use coracle_cri::{
     Container, ContainerFilter, ContainerState, PodSandboxFilter, PodSandboxState, RuntimeService,
 };
 use coracle_kubelet::spec::ANNOTATION_GRACE;
+use coracle_net::bridge::BridgeNetwork;
 use coracle_net::overlay::{Overlay, OverlayConfig};
 use futures::future::join_all;
 
 use super::{node, open_images};
 use crate::cluster::Cluster;
+use crate::settings::Settings;
 
 /// How long containers may take to end after their stop signal when the cluster goes down, at most: less if their
 /// Pod says so.
@@ -66,7 +68,7 @@ pub(crate) fn purge(cluster: &Cluster, kept: Kept) -> anyhow::Result<()> {
         .context("cannot remove what the container runtime left")?;
     match cluster.settings_to_remove() {
         Ok(Some(settings)) => {
-            let network = node::open_network(cluster, &settings)?;
+            let network = network_to_purge(cluster, &settings)?;
             let device = node::overlay_device(&settings);
             let overlay = Overlay::new(OverlayConfig { device, vni: 0, address: Ipv4Addr::UNSPECIFIED });
             block_on(async {
@@ -96,6 +98,16 @@ pub(crate) fn purge(cluster: &Cluster, kept: Kept) -> anyhow::Result<()> {
         remove_all(&cluster.data)?;
     }
     cluster.forget()
+}
+
+/// The Pod network; without its records, if they cannot be read: links and rules have the cluster's name.
+fn network_to_purge(cluster: &Cluster, settings: &Settings) -> anyhow::Result<BridgeNetwork> {
+    node::open_network(cluster, settings).or_else(|_| {
+        let records = node::network_records(cluster);
+        let _ = std::fs::remove_file(&records);
+        remove_all(&records)?;
+        node::open_network(cluster, settings)
+    })
 }
 
 /// Logs of this cluster's Pods, where they stand beside those of others. The directories of the Pods say which.
