@@ -72,4 +72,4 @@ pub use node::{NodeSettings, usual_image};
 pub use trace::{Listen, Told, Trace, stamp};
 pub use violation::Violation;
 pub use wire::Unreachable;
-pub use world::{Settings, SimError, World};
+pub use world::{Door, Settings, SimError, World, refusal};

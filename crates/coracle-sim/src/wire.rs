@@ -69,6 +69,11 @@ impl Address {
         self.slot().is_some()
     }
 
+    /// The server, if it is up.
+    pub(crate) fn server(&self) -> Option<Arc<ApiServer>> {
+        self.slot().as_ref().map(|up| Arc::clone(&up.server))
+    }
+
     fn slot(&self) -> MutexGuard<'_, Option<Up>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,7 @@
 //! A cluster in one process: who is in it, and how time passes.
 
 mod api;
+mod edge;
 mod faults;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use coracle_store::simfs::SimFs;
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::mpsc;
+
+pub use edge::{Door, refusal};
 
 use crate::acknowledged::Acknowledged;
 use crate::control::{Components, Keeper, Restart};

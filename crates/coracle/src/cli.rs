@@ -96,6 +96,7 @@ pub(crate) enum Command {
         #[arg(long)]
         path: bool,
     },
+    Sim(Box<Sim>),
     /// Import, list and remove images of the node.
     Image {
         #[command(subcommand)]
@@ -237,6 +238,79 @@ pub(crate) enum Image {
     },
 }
 
+/// Play a scenario on virtual time: a whole cluster in this process, hours of it in seconds.
+///
+/// A scenario is a YAML file that says which nodes there are, how programs behave, which objects
+/// are applied when, what breaks, and what must be seen:
+///
+///   until: 10m
+///   nodes: 3
+///   images:
+///     web:1: {pullTime: 2s, runs: [{exit: 1, after: 30s, times: 3}, {}]}
+///   steps:
+///     - {at: 2m, name: loss, powerLoss: node-1}
+///   expect:
+///     - within 20s: pod web-0 ready
+///     - between 40s and 1m after loss: node node-1 condition Ready=Unknown
+///     - never: pod web-0 phase Failed
+///   ---
+///   (manifests, applied at the start or by a step)
+///
+/// API server, scheduler, controllers and node agents are the real ones; only containers are
+/// played. The same file and seed give the same run, to the byte. It needs no root and touches
+/// nothing of this machine. The files in examples/sim explain every word.
+///
+/// Exit code 0: every expectation held; 1: one did not, or a rule of the cluster was broken;
+/// 2: the scenario is wrong, and the message says in which line.
+#[derive(Debug, Clone, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct Sim {
+    /// The scenario.
+    #[arg(required_unless_present = "serve")]
+    pub(crate) file: Option<PathBuf>,
+    /// Everything that is left to chance comes from this number. [default: what the file says, or 1]
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// End at this time instead of the file's, as 90s or 2h.
+    #[arg(long, value_name = "TIME", value_parser = coracle_sim::scenario::time::parse)]
+    pub(crate) until: Option<std::time::Duration>,
+    /// How fast time passes: max, or as many times as fast as usual, as 1x or 100x.
+    #[arg(long, default_value = "max", value_parser = speed)]
+    pub(crate) speed: Speed,
+    /// Write the trace into a file, too.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+    /// Print no trace, only what became of the expectations.
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+    /// Let kubectl and your controllers talk to the cluster. Its time stands still until you let it pass with Enter or a
+    /// POST to /coracle/v1/advance?by=10m, or flows with --speed 1x. Such a run cannot be repeated.
+    #[arg(long)]
+    pub(crate) serve: bool,
+    /// With --serve: write the kubeconfig here. [default: a file that goes with the cluster]
+    #[arg(long, value_name = "FILE", requires = "serve")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// How fast virtual time passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Speed {
+    /// As fast as can be.
+    Max,
+    /// So many times as fast as the time of the real world.
+    Times(u32),
+}
+
+fn speed(text: &str) -> Result<Speed, String> {
+    if text == "max" {
+        return Ok(Speed::Max);
+    }
+    let times = text.strip_suffix('x').and_then(|times| times.parse().ok()).filter(|times| *times > 0);
+    times.map(Speed::Times).ok_or_else(|| "a speed is max, or a whole number and x, as 1x or 100x".to_owned())
+}
+
 /// Form of the output.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Output {
@@ -315,6 +389,15 @@ mod tests {
         assert_eq!(time_to_live("30m"), Ok(jiff::SignedDuration::from_mins(30)));
         for bad in ["", "0s", "-1h", "soon", "9000h"] {
             assert!(time_to_live(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn speeds_are_whole_multiples() {
+        assert_eq!(speed("max"), Ok(Speed::Max));
+        assert_eq!(speed("100x"), Ok(Speed::Times(100)));
+        for bad in ["", "x", "0x", "-1x", "1.5x", "100"] {
+            assert!(speed(bad).is_err(), "{bad}");
         }
     }
 

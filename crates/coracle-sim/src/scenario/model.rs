@@ -24,6 +24,8 @@ pub struct Scenario {
     pub until: Duration,
     /// The calendar time of its start.
     pub start: Timestamp,
+    /// Whether the file says so.
+    pub start_is_given: bool,
     /// The nodes of the cluster.
     pub nodes: Vec<NodeSettings>,
     /// How images behave, by their names as the containers name them.

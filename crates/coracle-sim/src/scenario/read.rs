@@ -79,6 +79,7 @@ fn read(head: &Node, rest: &[Node], load: Load<'_>, problems: &mut Problems) -> 
         seed: seed.unsigned_abs(),
         until: until?,
         start,
+        start_is_given: fields.get("start").is_some(),
         nodes,
         images,
         steps,

@@ -49,26 +49,29 @@ impl Report {
     pub fn to_text(&self, replay: &str) -> String {
         let mut text = String::new();
         for verdict in self.failed() {
+            text.push_str(if text.is_empty() { "" } else { "\n" });
             text.push_str(&failure(verdict));
         }
         if let Some(violation) = &self.violation {
-            let _ = writeln!(text, "\nan invariant of the cluster was broken: {violation}");
+            text.push_str(if text.is_empty() { "" } else { "\n" });
+            let _ = writeln!(text, "an invariant of the cluster was broken: {violation}");
         }
-        let held = self.count(|outcome| *outcome == Outcome::Held);
+        let mut sum: Vec<String> = Vec::new();
         let all = self.verdicts.len();
-        let _ = write!(text, "\n{held} of {all} expectations held");
-        let unreached = self.count(|outcome| *outcome == Outcome::Unreached);
-        if unreached > 0 {
-            let _ = write!(text, ", {unreached} were not reached");
+        if all > 0 {
+            let held = self.count(|outcome| *outcome == Outcome::Held);
+            let unreached = match self.count(|outcome| *outcome == Outcome::Unreached) {
+                0 => String::new(),
+                count => format!(", {count} were not reached"),
+            };
+            sum.push(format!("{held} of {all} expectations held{unreached}"));
         }
-        let _ = write!(
-            text,
-            "; {} of virtual time, {} events, seed {}, trace {}",
-            time::show(self.lasted),
-            self.events,
-            self.seed,
-            self.hash
-        );
+        sum.push(format!("{} of virtual time", time::show(self.lasted)));
+        sum.push(format!("{} events, seed {}, trace {}", self.events, self.seed, self.hash));
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&sum.join("; "));
         if !self.holds() {
             let _ = write!(text, "\nreplay with: {replay}");
         }
@@ -105,7 +108,7 @@ pub(super) fn verdict_line(verdict: &Verdict) -> String {
 
 fn failure(verdict: &Verdict) -> String {
     let Outcome::Failed { because, saw, last } = &verdict.outcome else { return String::new() };
-    let mut text = format!("\nline {}: {}\n  {because}\n", verdict.line, verdict.text);
+    let mut text = format!("line {}: {}\n  {because}\n", verdict.line, verdict.text);
     for line in saw {
         let _ = writeln!(text, "  saw       {line}");
     }

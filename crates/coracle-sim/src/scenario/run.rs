@@ -30,6 +30,14 @@ pub enum Stopped {
     Broken(#[source] SimError),
 }
 
+impl Stopped {
+    /// The machine that the simulation runs on cannot do something.
+    #[must_use]
+    pub fn host(error: std::io::Error) -> Self {
+        Stopped::Broken(SimError::Host(error))
+    }
+}
+
 /// A scenario being played.
 pub struct Play {
     world: World,

@@ -8,6 +8,7 @@ mod kubeconfig;
 mod launch;
 mod node;
 mod restore;
+mod sim;
 mod status;
 mod token;
 mod up;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Down { purge } => down::run(&cluster, purge),
         Command::Status { output } => status::run(&cluster, output.output),
         Command::Kubeconfig { path } => kubeconfig::run(&cluster, path),
+        Command::Sim(options) => sim::run(&options),
         Command::Image { command } => image::run(&cluster, command),
     }
 }
