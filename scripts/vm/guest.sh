@@ -216,7 +216,8 @@ step_suite() {
     # The shell would take its own `ip`.
     /usr/bin/ip netns add first && /usr/bin/ip netns del first
     inventory >/tmp/before
-    arguments="--test-threads=2"
+    # Not captured: what went wrong is seen at once, and also when the time is over before the end.
+    arguments="--test-threads=2 --nocapture"
     for part in $(echo "$vm_skip" | tr , ' '); do arguments="$arguments --skip $part"; done
     [ "$vm_tests" = all ] || arguments="$arguments $(echo "$vm_tests" | tr , ' ')"
     export CORACLE_E2E_PATIENCE=$vm_patience CORACLE_E2E_IMAGE=/opt/busybox.tar
