@@ -10,6 +10,7 @@
 mod config;
 mod digest;
 mod error;
+mod exchange;
 mod fs;
 mod import;
 mod index;

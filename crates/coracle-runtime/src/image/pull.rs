@@ -69,7 +69,7 @@ async fn pull_now(shared: &Arc<Shared>, name: &ImageName, auth: Option<&AuthConf
             return Ok(id);
         }
     }
-    let contents = describe(&session, name, bytes.to_vec()).await?;
+    let contents = describe(&session, name, bytes).await?;
     Box::pin(fetch(shared, session, contents, names, digests)).await
 }
 
@@ -97,7 +97,7 @@ async fn describe(session: &Session, name: &ImageName, mut bytes: Vec<u8>) -> Im
         match document {
             Document::Index(index) => {
                 let chosen = select_platform(index.manifests(), &name.to_string())?;
-                bytes = session.manifest(&sha256_of(chosen)?, chosen.size()).await?.to_vec();
+                bytes = session.manifest(&sha256_of(chosen)?, chosen.size()).await?;
             }
             Document::Manifest(manifest) => {
                 let descriptor = manifest.config();

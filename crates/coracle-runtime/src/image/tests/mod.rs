@@ -3,6 +3,7 @@
 mod archives;
 mod bombs;
 mod hostile;
+mod lying;
 mod registry;
 mod store;
 

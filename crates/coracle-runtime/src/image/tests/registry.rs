@@ -122,15 +122,15 @@ fn write_certificates(dir: &Path) {
     std::fs::write(dir.join("key.pem"), key.serialize_pem()).unwrap();
 }
 
-fn spec(name: impl Into<String>) -> ImageSpec {
+pub(super) fn spec(name: impl Into<String>) -> ImageSpec {
     ImageSpec { image: name.into() }
 }
 
-async fn pull(store: &ImageStore, name: &str) -> Result<String, CriError> {
+pub(super) async fn pull(store: &ImageStore, name: &str) -> Result<String, CriError> {
     store.pull_image(&spec(name), None, None).await
 }
 
-fn two_layers() -> Vec<Vec<u8>> {
+pub(super) fn two_layers() -> Vec<Vec<u8>> {
     vec![busybox_layer(), layer(&[Item::File("etc/two", b"2".to_vec(), 0o644)])]
 }
 
@@ -396,7 +396,7 @@ async fn a_dropped_pull_leaves_nothing() {
     assert!(fixture.names("layers").is_empty() && store.list().unwrap().is_empty());
 }
 
-async fn wait_until(clock: &Clock, condition: impl Fn() -> bool) {
+pub(super) async fn wait_until(clock: &Clock, condition: impl Fn() -> bool) {
     let waited = clock.timeout(Duration::from_secs(30), async {
         while !condition() {
             clock.sleep(Duration::from_millis(5)).await;
