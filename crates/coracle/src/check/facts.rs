@@ -9,8 +9,8 @@ use rustix::fs::{Access, StatVfsMountFlags};
 
 use crate::cluster::Cluster;
 
-/// How often a module that is being loaded is looked at, 20 ms apart.
-const OVERLAY_LOOKS: usize = 250;
+/// How often what is being loaded is looked at, 20 ms apart.
+const LOOKS: usize = 250;
 
 /// What is known of the machine, and of the cluster's place on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +96,7 @@ impl Facts {
             kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
             capabilities: capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default()),
             namespaces_missing: namespaces_missing(),
-            overlayfs: overlayfs(),
+            overlayfs: settled(overlayfs, |works| !works),
             seccomp: text("/proc/sys/kernel/seccomp/actions_avail")
                 .is_some_and(|actions| actions.split_whitespace().any(|action| action == "errno")),
             pidfd: rustix::process::pidfd_open(
@@ -104,7 +104,7 @@ impl Facts {
                 rustix::process::PidfdFlags::empty(),
             )
             .is_ok(),
-            network: coracle_net::probe::probe(),
+            network: network(),
             cgroups: MachineCgroups::inspect().unwrap_or_default(),
             ip_forward: ip_forward(),
             inotify: Inotify {
@@ -147,26 +147,37 @@ fn namespaces_missing() -> Vec<&'static str> {
         .collect()
 }
 
-/// Asking for a file system context loads the module if there is one. Without the right to ask, the list tells.
-///
-/// Not every `modprobe` waits for a module that somebody else is loading, as at the first start after a boot: then
-/// this does.
-fn overlayfs() -> bool {
+/// Looks again at what seems to be lacking while the kernel loads modules. Not every `modprobe` waits for a module that
+/// somebody else is loading, as at the first start after a boot: then this does.
+fn settled<T>(look: impl Fn() -> T, lacks: impl Fn(&T) -> bool) -> T {
     let loading = || {
         let modules = text("/proc/modules").unwrap_or_default();
-        modules.lines().any(|line| line.starts_with("overlay ") && line.contains(" Loading "))
+        modules.lines().any(|line| line.contains(" Loading "))
     };
-    for _ in 0..OVERLAY_LOOKS {
-        // Before the question: the module may get done in between.
-        let wait = loading();
-        match rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC) {
-            Err(rustix::io::Errno::NODEV) if wait => {
-                let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-                let _ = rustix::event::poll(&mut [], Some(&pause));
-            }
-            _ => break,
+    for _ in 0..LOOKS {
+        let found = look();
+        if !lacks(&found) {
+            return found;
         }
+        if !loading() {
+            break;
+        }
+        let pause = rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        let _ = rustix::event::poll(&mut [], Some(&pause));
     }
+    // Also when all is loaded by now.
+    look()
+}
+
+fn network() -> Result<Probe, String> {
+    settled(coracle_net::probe::probe, |found| match found {
+        Ok(probe) => [&probe.bridge, &probe.veth, &probe.vxlan].iter().any(|works| works.is_err()),
+        Err(_) => false,
+    })
+}
+
+/// Asking for a file system context loads the module if there is one. Without the right to ask, the list tells.
+fn overlayfs() -> bool {
     match rustix::mount::fsopen("overlay", rustix::mount::FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(_) => true,
         Err(rustix::io::Errno::NODEV) => false,
