@@ -3,7 +3,10 @@
 //! Each controller has an identity of its own, reads informers, writes requests, and does not know of the others.
 //! A key that fails is tried again after its back-off; a loop that panics starts again. Start at [`run_all`].
 
+pub mod cron_job;
+pub mod deployment;
 pub mod garbage;
+pub mod job;
 mod keyed;
 pub mod namespace;
 pub mod node_ipam;
@@ -13,6 +16,7 @@ pub mod replica_set;
 pub mod root_ca;
 pub mod service_account;
 pub mod taint_eviction;
+pub mod ttl;
 mod workload;
 
 use std::sync::{Mutex, PoisonError};
@@ -209,6 +213,7 @@ pub async fn run_all(
     shutdown: impl Future<Output = ()>,
 ) {
     let garbage = Seeds::new(rng.fork("garbage"));
+    let jobs = Seeds::new(rng.fork("jobs"));
     let replica_sets = Seeds::new(rng.fork("replica sets"));
     let shares = (config.cluster_cidr, config.node_prefix);
     let (all, time) = (|| inputs.clone(), || clock.clone());
@@ -222,6 +227,10 @@ pub async fn run_all(
     team.add(Identity::TaintEviction, |own| taint_eviction::run(own, all(), time()));
     team.add(Identity::PodGc, |own| pod_gc::run(own, all(), time()));
     team.add(Identity::ReplicaSet, |own| replica_set::run(own, all(), time(), replica_sets.next()));
+    team.add(Identity::Deployment, |own| deployment::run(own, all(), time()));
+    team.add(Identity::Job, |own| job::run(own, all(), time(), jobs.next()));
+    team.add(Identity::TtlAfterFinished, |own| ttl::run(own, all(), time()));
+    team.add(Identity::CronJob, |own| cron_job::run(own, all(), time()));
     let running = join_all(team.running);
     select! {
         () = shutdown => {}

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use coracle_client::{ErrorExt as _, ObjectKey, key_of, request, revision_of};
+use coracle_client::{ErrorExt as _, ObjectKey, key_of, request};
 use coracle_clock::{Rng, name_suffix};
 use futures::future::join_all;
 use k8s_openapi::api::core::v1::Pod;
@@ -111,11 +111,6 @@ pub(crate) async fn slow_start<T, E, W: Future<Output = Result<T, E>>>(
         batch *= 2;
     }
     results
-}
-
-/// The revision of what was made, and how the attempts ended.
-pub(crate) fn newest(results: &[Result<Pod, Error>]) -> u64 {
-    results.iter().flatten().map(revision_of).max().unwrap_or(0)
 }
 
 #[cfg(test)]

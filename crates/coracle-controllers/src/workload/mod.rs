@@ -1,10 +1,11 @@
 //! What controllers of workloads have in common: who belongs to whom, which Pods are good, how they are made.
 //!
-//! [`family`] knows the children of each owner, [`claim`] decides about strangers, [`pods`] judges Pods, [`births`]
+//! [`desk`] is where each of them begins; [`family`] knows the children of each owner, [`claim`] decides about strangers, [`pods`] judges Pods, [`births`]
 //! makes new ones, [`status`] writes down what was seen.
 
 pub(crate) mod births;
 pub(crate) mod claim;
+pub(crate) mod desk;
 pub(crate) mod family;
 pub(crate) mod pods;
 pub(crate) mod status;

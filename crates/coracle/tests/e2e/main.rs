@@ -17,3 +17,4 @@ mod lifecycle;
 mod machines;
 mod support;
 mod upgrade;
+mod workloads;
