@@ -75,6 +75,44 @@ pub(crate) fn write_object(out: &mut Vec<u8>, stored: &[u8], revision: Revision)
     Ok(())
 }
 
+/// Appends the metadata of `stored` alone, with its revision, as this version of meta.k8s.io has it.
+pub(crate) fn write_partial(
+    out: &mut Vec<u8>,
+    stored: &[u8],
+    revision: Revision,
+    version: &str,
+) -> Result<(), NotAnObject> {
+    let tail = &stored[head_len(stored)?..];
+    let end = end_of_object(tail).ok_or(NotAnObject)?;
+    out.extend_from_slice(br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/"#);
+    out.extend_from_slice(version.as_bytes());
+    out.extend_from_slice(br#"","metadata":{"#);
+    write_tail(out, &tail[..end], revision);
+    out.push(b'}');
+    Ok(())
+}
+
+/// The length of the rest of a JSON object, up to and with the brace that closes it. What was stored is well-formed.
+fn end_of_object(rest: &[u8]) -> Option<usize> {
+    let (mut depth, mut in_text, mut escaped) = (1usize, false, false);
+    for (index, byte) in rest.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'{' | b'[' if !in_text => depth += 1,
+            b'}' | b']' if !in_text => {
+                depth -= 1;
+                if depth == 0 {
+                    return Some(index + 1);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
 /// Appends `stored` as an item of a list, which carries no type of its own, as upstream's typed lists do.
 pub(crate) fn write_item(out: &mut Vec<u8>, stored: &[u8], revision: Revision) -> Result<(), NotAnObject> {
     let head = head_len(stored)?;
@@ -189,6 +227,19 @@ mod tests {
         assert_eq!(at(pod, "spec.nodeName.deeper"), None);
         assert_eq!(at(json!({ "spec": null }), "spec.nodeName"), None);
         assert_eq!(text_at(b"not json", "spec.nodeName"), None);
+    }
+
+    #[test]
+    fn metadata_alone_is_cut_out_of_what_is_stored() {
+        let mut object = pod();
+        object["metadata"]["annotations"] = json!({"a": "}\\\"}{", "b": "\\", "c": ""});
+        object["metadata"]["finalizers"] = json!(["x/y"]);
+        let stored = encode(&object);
+        let mut sent = Vec::new();
+        write_partial(&mut sent, &stored, Revision(42), "v1").unwrap();
+        let decoded: Value = serde_json::from_slice(&sent).unwrap();
+        assert_eq!(decoded, crate::read::partial(&decode(&stored, Revision(42)).unwrap(), "v1"));
+        assert!(write_partial(&mut Vec::new(), &stored[..stored.len() - 80], Revision(1), "v1").is_err());
     }
 
     #[test]

@@ -320,6 +320,10 @@ impl Session {
                 Some(event) => event.line(kind),
                 None => hub::line(kind, stored, revision),
             }
+        } else if let Shape::PartialObject(version) = self.shape
+            && as_stored
+        {
+            partial_line(kind, stored, revision, version)
         } else {
             self.decode(stored, revision).and_then(|object| {
                 let shown = match self.shape {
@@ -395,4 +399,12 @@ impl Session {
 
 fn line(kind: &str, object: &Value) -> Bytes {
     Bytes::from(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n"))
+}
+
+/// What is stored has its metadata cut out, without being decoded: those who follow every kind ask for that.
+fn partial_line(kind: WatchKind, stored: &[u8], revision: Revision, version: &str) -> Option<Bytes> {
+    let mut out = format!("{{\"type\":\"{}\",\"object\":", kind.as_str()).into_bytes();
+    object::write_partial(&mut out, stored, revision, version).ok()?;
+    out.extend_from_slice(b"}\n");
+    Some(out.into())
 }
