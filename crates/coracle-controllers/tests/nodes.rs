@@ -172,6 +172,35 @@ async fn the_only_node_keeps_its_pods_however_long_it_is_silent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_machine_that_slept_evicts_nobody() {
+    let cluster = Cluster::start().await;
+    let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
+    let _b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
+    let c = Agent::start(&cluster.admin, &cluster.clock, "c").await;
+    run_pod(&cluster, "p", "b", json!([])).await;
+    run_pod(&cluster, "lost", "c", json!([])).await;
+    c.die();
+    until(&cluster, 125).await;
+    assert_eq!(taints(&cluster, "c").await.len(), 2);
+    // All stand still for an hour: no timer fires, nobody is heard of, and then everything is late at once.
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    until(&cluster, 3600 + 200).await;
+    for name in ["a", "b"] {
+        assert_eq!(taints(&cluster, name).await, [] as [&str; 0], "{name}");
+        let node: Node = cluster.get(&ObjectKey::cluster(name)).await.unwrap();
+        assert_eq!(condition(&json!(node.status.unwrap().conditions), "Ready").0, "True");
+    }
+    assert!(pod(&cluster, "p").await.metadata.deletion_timestamp.is_none());
+    assert!(
+        pod(&cluster, "lost").await.metadata.deletion_timestamp.is_none(),
+        "an hour that nobody looked in"
+    );
+    until(&cluster, 3600 + 400).await;
+    assert!(pod(&cluster, "lost").await.metadata.deletion_timestamp.is_some());
+    assert!(pod(&cluster, "p").await.metadata.deletion_timestamp.is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_taint_evicts_by_what_each_pod_tolerates() {
     let cluster = Cluster::start().await;
     let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
@@ -266,13 +295,17 @@ async fn controllers_that_die_after_any_write_end_where_others_do() {
         let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
         let b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
         let c = Agent::start(&cluster.admin, &cluster.clock, "c").await;
+        let soon = json!([{
+            "key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
+            "tolerationSeconds": 30,
+        }]);
         for (name, node) in [("stays", "a"), ("leaves", "b"), ("gone", "c")] {
-            run_pod(&cluster, name, node, json!([])).await;
+            run_pod(&cluster, name, node, soon.clone()).await;
         }
         b.die();
         c.die();
         cluster.delete::<Node>(&ObjectKey::cluster("c"), None).await;
-        let died = cluster.survive(writes, Duration::from_secs(420)).await;
+        let died = cluster.survive(writes, Duration::from_secs(120)).await;
         let show = |taints: Vec<String>| {
             taints.iter().map(|taint| taint.split('@').next().unwrap().to_owned()).collect::<Vec<_>>()
         };
