@@ -8,6 +8,7 @@
 //! the layer's root, archives are read with limits, and every byte is checked against its digest.
 
 mod config;
+mod dial;
 mod digest;
 mod error;
 mod exchange;

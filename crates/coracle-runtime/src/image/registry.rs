@@ -11,8 +11,9 @@ use reqwest::{Response, StatusCode};
 use tokio::io::AsyncWriteExt;
 
 use super::config::DOCUMENT_MAX;
+use super::dial::{Connections, Transport};
 use super::digest::Digest;
-use super::exchange::{Connections, Exchange, Failure, Transport};
+use super::exchange::{Exchange, Failure};
 use super::layers::mismatch;
 use super::name::ImageName;
 use super::types::RegistryConfig;
