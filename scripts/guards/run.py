@@ -179,9 +179,12 @@ def try_row(guard, passed):
     before = path.read_bytes()
     path.write_text(path.read_text().replace(guard["old"], guard["new"]))
     try:
+        # What builds the keeper looks at this file, and not at the crates that the keeper uses.
+        os.utime(TREE / "Cargo.toml")
         result, output = run(guard["test"])
     finally:
         path.write_bytes(before)
+        os.utime(TREE / "Cargo.toml")
     if result == "passed":
         raise Wrong(f"nothing misses it: {guard['test'].split()[-1]} passes without it")
     return reason(output)
