@@ -156,12 +156,16 @@ impl Cluster {
 
     /// The settings of a cluster that is taken away: those of its last start if the file is damaged.
     pub(crate) fn settings_to_remove(&self) -> anyhow::Result<Option<Settings>> {
-        self.settings().or_else(|error| match fs::read(self.last_settings_file()) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|_| error),
+        let kept = self.settings();
+        if matches!(kept, Ok(Some(_))) {
+            return kept;
+        }
+        match fs::read(self.last_settings_file()) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).or(kept),
             // Since the last boot it was not started: nothing of it is in the kernel.
             Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(_) => Err(error),
-        })
+            Err(_) => kept,
+        }
     }
 
     /// Keeps a copy of the settings for as long as there can be links and rules that follow from them.
@@ -396,6 +400,8 @@ mod tests {
         let cluster = cluster(base.path(), "a");
         let made = cluster.settings_or_choose(&Wishes::default()).unwrap();
         cluster.remember_settings(&made).unwrap();
+        fs::remove_file(cluster.settings_file()).unwrap();
+        assert_eq!(cluster.settings_to_remove().unwrap().as_ref(), Some(&made), "also if it is gone");
         fs::write(cluster.settings_file(), "{").unwrap();
         assert!(cluster.settings().unwrap_err().to_string().contains("is damaged"));
         assert_eq!(cluster.settings_to_remove().unwrap(), Some(made));
