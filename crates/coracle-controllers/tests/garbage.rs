@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::Cluster;
 use coracle_client::request;
 use coracle_client::{ObjectKey, Propagation};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, Secret};
 use serde_json::{Value, json};
 
 /// Longer than anything takes that no one holds up.
@@ -126,6 +126,45 @@ async fn a_circle_goes_as_a_whole() {
     cluster.delete_as::<ConfigMap>(&at("a"), Propagation::Foreground).await;
     cluster.clock.sleep(SETTLED).await;
     assert_eq!(maps(&cluster).await, [] as [&str; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_running_pods_in_a_circle_go_with_their_grace() {
+    let cluster = Cluster::start().await;
+    cluster.run_nodes();
+    let mut made = Vec::new();
+    for name in ["p0", "p1", "p2"] {
+        let pod = json!({
+            "metadata": {"namespace": "default", "name": name},
+            "spec": {"containers": [{"name": "c", "image": "run"}]},
+        });
+        made.push(cluster.create::<Pod>(pod).await);
+    }
+    for (i, pod) in made.iter().enumerate() {
+        let owner = &made[(i + 2) % 3].metadata;
+        let reference = json!({
+            "apiVersion": "v1", "kind": "Pod", "name": owner.name, "uid": owner.uid,
+            "controller": true, "blockOwnerDeletion": true,
+        });
+        let patch = json!({"metadata": {"ownerReferences": [reference]}});
+        cluster.merge::<Pod>(&at(pod.metadata.name.as_deref().unwrap()), patch).await;
+    }
+    cluster.clock.sleep(SETTLED).await;
+    cluster.delete_as::<Pod>(&at("p0"), Propagation::Foreground).await;
+    cluster.clock.sleep(SETTLED).await;
+    assert_eq!(request::list::<Pod>(&cluster.admin, None).await.unwrap().len(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_another_owner_outlives_one_that_waits() {
+    let cluster = Cluster::start().await;
+    let going = map(&cluster, "going", &[]).await;
+    let staying = map(&cluster, "staying", &[]).await;
+    map(&cluster, "own", &[&going]).await;
+    map(&cluster, "shared", &[&going, &staying]).await;
+    cluster.delete_as::<ConfigMap>(&at("going"), Propagation::Foreground).await;
+    cluster.clock.sleep(SETTLED).await;
+    assert_eq!(maps(&cluster).await, ["shared<staying", "staying<"]);
 }
 
 #[tokio::test(start_paused = true)]
