@@ -17,6 +17,8 @@ pub(crate) enum Looked {
     Settled,
     /// Nothing was wrong, but it is to be looked at again after its back-off.
     Again,
+    /// The same, and not later than this.
+    Within(Duration),
 }
 
 /// Which keys a changed object of one informer is about.
@@ -77,6 +79,11 @@ where
                 Ok(Looked::Settled) => queue.forget(&key),
                 Ok(Looked::Again) => {
                     queue.add_backed_off(key.clone());
+                }
+                Ok(Looked::Within(delay)) => {
+                    // The earlier time wins.
+                    queue.add_backed_off(key.clone());
+                    queue.add_after(key.clone(), delay);
                 }
                 // Somebody else was there in between; what they did has been heard of or will be.
                 Err(error) if error.is_conflict() => {

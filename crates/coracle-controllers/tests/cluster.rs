@@ -118,10 +118,13 @@ async fn a_finalizer_of_others_holds_the_namespace_and_is_named() {
                 == Some(&named)
         })
         .await;
+    cluster.clock.sleep(Duration::from_secs(3600)).await;
     let patch = PatchBody::Merge(json!({"metadata": {"finalizers": null}}));
     let key = ObjectKey::namespaced("a", "m");
     request::patch::<ConfigMap>(&cluster.admin, &key, &patch).await.unwrap();
+    let before = cluster.clock.elapsed();
     cluster.until_namespace("a", "gone", |namespace| namespace.is_none()).await;
+    assert!(cluster.clock.elapsed() - before <= Duration::from_secs(8), "however long it was held");
 }
 
 #[tokio::test(start_paused = true)]

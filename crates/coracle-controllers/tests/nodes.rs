@@ -288,6 +288,29 @@ async fn a_new_node_takes_pods_once_it_is_ready_and_none_while_it_is_cordoned() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_came_and_went_while_nobody_looked_has_no_consequences() {
+    let mut cluster = Cluster::without_controllers().await;
+    let _a = Agent::start(&cluster.admin, &cluster.clock, "a").await;
+    let b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
+    let key = ObjectKey::cluster("b");
+    // Ready, as a controller of before has left it.
+    cluster.merge::<Node>(&key, json!({"spec": {"taints": null}})).await;
+    run_pod(&cluster, "p", "b", json!([])).await;
+    b.die();
+    until(&cluster, 600).await;
+    let taint = json!({"spec": {"taints": [{"key": "k", "effect": "NoExecute"}]}});
+    cluster.merge::<Node>(&key, taint).await;
+    cluster.merge::<Node>(&key, json!({"spec": {"taints": null}})).await;
+    let _b = Agent::start(&cluster.admin, &cluster.clock, "b").await;
+    drop(cluster.run_controllers(u64::MAX));
+    until(&cluster, 1200).await;
+    assert_eq!(taints(&cluster, "b").await, [] as [&str; 0]);
+    let stays = pod(&cluster, "p").await;
+    assert_eq!(pod_condition(&stays, "Ready").0, "True");
+    assert!(stays.metadata.deletion_timestamp.is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn controllers_that_die_after_any_write_end_where_others_do() {
     for writes in 1.. {
         let mut cluster = Cluster::without_controllers().await;

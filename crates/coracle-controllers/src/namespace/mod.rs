@@ -8,6 +8,7 @@ mod conditions;
 mod content;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, ErrorExt as _, ObjectKey};
@@ -23,6 +24,8 @@ use crate::ControllerInputs;
 use crate::keyed::{self, Looked, Source};
 
 const FINALIZER: &str = "kubernetes";
+/// Nobody tells when a finalizer of others lets something go: look this often, as upstream does.
+const LOOK: Duration = Duration::from_secs(8);
 
 /// What is left in a namespace after everything was asked to go.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -149,7 +152,7 @@ async fn empty(
         }
     }
     if !remaining.is_empty() {
-        return Ok(Looked::Again);
+        return Ok(Looked::Within(LOOK));
     }
     match content::finalize(client, key, namespace).await {
         Err(error) if error.is_not_found() => Ok(Looked::Settled),
