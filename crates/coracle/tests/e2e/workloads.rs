@@ -28,9 +28,9 @@ fn a_deployment_is_scaled_rolled_out_undone_and_deleted() {
     assert_eq!(lines[1][5..], ["main", IMAGE, "app=web"]);
 
     assert_eq!(run(&["scale", "deployment/web", "--replicas=2"]), "deployment.apps/web scaled\n");
-    cluster.wait("two Pods", &["pods", "-l", "app=web"], |list| {
-        list["items"].as_array().is_some_and(|pods| pods.len() == 2)
-    });
+    run(&["wait", "--for=jsonpath={.status.availableReplicas}=2", "deployment/web", "--timeout=60s"]);
+    run(&["wait", "--for=jsonpath={.status.terminatingReplicas}=0", "deployment/web", "--timeout=60s"]);
+    assert_eq!(run(&["get", "pods", "-l", "app=web", "-o", "name"]).lines().count(), 2);
     assert_eq!(run(&["set", "env", "deployment/web", "VERSION=2"]), "deployment.apps/web env updated\n");
     run(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     assert_eq!(
@@ -84,9 +84,10 @@ fn jobs_run_to_their_end_and_cron_jobs_make_them() {
     run(&["wait", "--for=condition=complete", "job/now", "--timeout=60s"]);
     assert_eq!(run(&["logs", "job/now"]), "a year\n");
     run(&["delete", "cronjob", "yearly"]);
-    cluster
-        .wait("the cascade", &["jobs"], |list| list["items"].as_array().is_some_and(|jobs| jobs.len() == 1));
+    run(&["wait", "--for=delete", "job/now", "--timeout=60s"]);
     run(&["delete", "job", "once"]);
-    cluster
-        .wait("the end of all Pods", &["pods"], |list| list["items"].as_array().is_some_and(Vec::is_empty));
+    for job in ["now", "once"] {
+        run(&["wait", "--for=delete", "pods", "-l", &format!("job-name={job}"), "--timeout=60s"]);
+    }
+    assert_eq!(run(&["get", "pods", "-o", "name"]), "");
 }
