@@ -42,6 +42,7 @@
 //! - [`Fault`] is what can go wrong; it can be read from YAML or JSON.
 //! - The observer (private) follows the store by itself and looks at every quiet point: a moment at which nothing can
 //!   go on before time does. It keeps the [`Trace`] and checks the invariants; a [`Violation`] ends the run.
+//! - [`fuzz`] makes random runs; `examples/fuzz.rs` makes many.
 //! - How containers behave is a matter of [`coracle_cri::scripted`]: by image ([`World::script_image`]) or for one node
 //!   ([`World::runtime_of`]). Without a script every image exists, see [`usual_image`].
 //!
@@ -56,6 +57,7 @@ mod acknowledged;
 mod control;
 mod describe;
 mod fault;
+mod fuzz;
 mod hook;
 mod invariants;
 mod node;
@@ -65,9 +67,11 @@ mod trace;
 mod view;
 mod violation;
 mod wire;
+mod witness;
 mod world;
 
 pub use fault::{Fault, Leftover};
+pub use fuzz::{Failure, Report, fuzz};
 pub use node::{NodeSettings, usual_image};
 pub use trace::{Listen, Told, Trace, stamp};
 pub use violation::Violation;

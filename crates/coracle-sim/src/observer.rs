@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::acknowledged::Acknowledged;
 use crate::describe;
-use crate::invariants::{Change, Invariants};
+use crate::invariants::{Change, Heard, Invariants};
 use crate::trace::{Listen, Trace};
 use crate::view;
 use crate::violation::Violation;
@@ -42,6 +42,7 @@ pub(crate) struct Observer {
     revision: u64,
     acknowledged: Acknowledged,
     notes: Notes,
+    pub(crate) heard: Heard,
     trace: Trace,
     pub(crate) invariants: Invariants,
     violation: Option<Violation>,
@@ -58,6 +59,7 @@ impl Observer {
             revision: 0,
             acknowledged,
             notes: Notes::default(),
+            heard: Heard::default(),
             trace: Trace::new(keep_lines),
             invariants: Invariants::default(),
             violation: None,
@@ -180,6 +182,10 @@ impl Observer {
             let broken = self.invariants.noted(at, &node, &note);
             self.judge(broken);
         }
+        for (prefix, news) in self.heard.take() {
+            let broken = self.invariants.streams.heard(prefix, news);
+            self.judge(broken);
+        }
         for write in self.acknowledged.take() {
             let broken = self.invariants.acknowledged(self.revision, &write);
             self.judge(broken);
@@ -247,6 +253,7 @@ impl Observer {
         let change = Change::of(&key, old.as_ref().map(|old| &old.value), value.as_ref());
         let text = describe_change(&change);
         self.trace.change(self.clock.elapsed(), revision, &key, value.as_ref(), text.as_deref());
+        self.invariants.streams.changed(revision, &key, value.is_some());
         let broken = self.invariants.changed(self.clock.elapsed(), revision, &key, &change);
         self.judge(broken);
     }

@@ -1,5 +1,7 @@
 //! The parts of stored objects that the trace tells of and the invariants look at.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use serde::Deserialize;
 
@@ -13,6 +15,16 @@ pub(crate) struct Meta {
     pub(crate) deletion_timestamp: Option<Timestamp>,
     pub(crate) deletion_grace_period_seconds: Option<i64>,
     pub(crate) finalizers: Vec<String>,
+    pub(crate) owner_references: Vec<Owner>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Owner {
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) controller: bool,
 }
 
 /// A Pod.
@@ -29,6 +41,19 @@ pub(crate) struct Pod {
 pub(crate) struct PodSpec {
     pub(crate) node_name: Option<String>,
     pub(crate) termination_grace_period_seconds: Option<i64>,
+    pub(crate) containers: Vec<ContainerSpec>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct ContainerSpec {
+    pub(crate) resources: Resources,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct Resources {
+    pub(crate) requests: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -111,6 +136,7 @@ pub(crate) struct Taint {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default)]
 pub(crate) struct NodeStatus {
+    pub(crate) allocatable: BTreeMap<String, String>,
     pub(crate) conditions: Vec<Condition>,
 }
 
@@ -144,6 +170,11 @@ impl Pod {
     /// It has come to its end: nothing of it runs any more, ever.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    /// The object that controls it.
+    pub(crate) fn controller(&self) -> Option<&Owner> {
+        self.metadata.owner_references.iter().find(|owner| owner.controller)
     }
 
     pub(crate) fn condition(&self, kind: &str) -> &str {

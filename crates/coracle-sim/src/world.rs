@@ -25,6 +25,7 @@ use crate::observer::{Observer, Stored};
 use crate::trace::{Listen, Trace};
 use crate::violation::Violation;
 use crate::wire::{Address, Unreachable, Wire};
+use crate::witness::{self, WATCHED};
 
 /// What a world is made from.
 #[derive(Debug, Clone)]
@@ -37,12 +38,14 @@ pub struct Settings {
     pub nodes: Vec<NodeSettings>,
     /// Whether the lines of the trace are kept. The hash is the same without them.
     pub keep_lines: bool,
+    /// Whether clients watch over the API all the time and are held against the store. They are part of the run.
+    pub witnesses: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let start = "2030-01-01T00:00:00Z".parse().expect("a moment");
-        Settings { seed: 0, start, nodes: vec![NodeSettings::default()], keep_lines: true }
+        Settings { seed: 0, start, nodes: vec![NodeSettings::default()], keep_lines: true, witnesses: false }
     }
 }
 
@@ -174,6 +177,7 @@ impl World {
         };
         world.settle()?;
         world.start_components();
+        world.start_witnesses();
         for node in nodes {
             world.add_node(node)?;
         }
@@ -397,6 +401,18 @@ impl World {
     pub fn script_image(&self, name: &str, script: &ImageScript) {
         for node in self.nodes.values() {
             node.runtime.script(name, script.clone());
+        }
+    }
+
+    fn start_witnesses(&self) {
+        for watched in WATCHED.iter().copied().filter(|_| self.settings.witnesses) {
+            let client = self.client();
+            let _guard = self.runtime.enter();
+            let heard = self.hook.observer(|observer| {
+                observer.invariants.streams.add(watched.0);
+                observer.heard.clone()
+            });
+            tokio::spawn(witness::run(client, self.clock.clone(), watched, heard));
         }
     }
 

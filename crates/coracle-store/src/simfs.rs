@@ -144,6 +144,12 @@ impl SimFs {
         self.machine().capacity = bytes;
     }
 
+    /// Takes back every failure that has not happened yet.
+    pub fn make_good(&self) {
+        let mut machine = self.machine();
+        (machine.off_at, machine.fail_sync_in, machine.capacity) = (None, None, None);
+    }
+
     /// Whether space can be reserved, as most file systems can.
     pub fn set_can_reserve(&self, can: bool) {
         self.machine().can_reserve = can;

@@ -5,8 +5,10 @@
 //! node or the server ends, and then includes the time that components take to reconnect.
 
 mod calm;
+mod capacity;
 mod pods;
 mod running;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,8 +20,11 @@ use serde_json::Value;
 use crate::acknowledged::Write;
 use crate::view::{Event, Node, Pod};
 pub(crate) use calm::{Calm, Scope};
+use capacity::Capacity;
 use pods::Pods;
 use running::Live;
+use streams::Streams;
+pub(crate) use streams::{Heard, News};
 
 /// A rule that does not hold, and what was seen.
 pub(crate) type Broken = Option<(&'static str, String)>;
@@ -43,6 +48,8 @@ pub(crate) struct Invariants {
     pub(crate) calm: Calm,
     pods: Pods,
     live: Live,
+    capacity: Capacity,
+    pub(crate) streams: Streams,
     /// Which key each of the last revisions was about.
     history: BTreeMap<u64, Vec<String>>,
 }
@@ -56,11 +63,20 @@ impl Invariants {
         }
         match change {
             Change::Pod(old, new) => {
-                let broken = self.pods.changed(now, old.as_ref(), new.as_ref());
-                self.live.pod_changed(now, old.as_ref(), new.as_ref());
-                broken
+                let (old, new) = (old.as_ref(), new.as_ref());
+                self.live.pod_changed(now, old, new);
+                let broken = self.pods.changed(now, old, new);
+                broken.or_else(|| self.capacity.pod_changed(now, old, new))
             }
-            _ => None,
+            Change::Node(old, new) => {
+                self.capacity.node_changed(new.as_ref(), old.as_ref());
+                None
+            }
+            Change::Other(old, new) => {
+                self.capacity.other_changed(now, old.as_ref(), new.as_ref());
+                None
+            }
+            Change::Event(_) | Change::Silent => None,
         }
     }
 
@@ -95,8 +111,14 @@ impl Invariants {
         }
     }
 
+    /// What runs and belongs to no Pod.
+    pub(crate) fn strays(&self) -> Vec<String> {
+        self.live.strays()
+    }
+
     /// Nothing can go on before time does.
     pub(crate) fn quiet(&mut self, now: Duration, _calendar: Timestamp) -> Broken {
-        self.pods.quiet(now, &self.calm).or_else(|| self.live.quiet(now, &self.calm))
+        let broken = self.pods.quiet(now, &self.calm).or_else(|| self.live.quiet(now, &self.calm));
+        broken.or_else(|| self.streams.quiet())
     }
 }

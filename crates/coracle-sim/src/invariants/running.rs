@@ -84,6 +84,13 @@ impl Live {
         }
     }
 
+    pub(crate) fn strays(&self) -> Vec<String> {
+        let of = |(uid, (name, _)): (&String, &(String, Duration))| {
+            format!("pod {name} ({uid}) is gone and still runs")
+        };
+        self.gone.iter().map(of).collect()
+    }
+
     pub(crate) fn quiet(&self, now: Duration, calm: &Calm) -> Broken {
         for (uid, (name, due)) in &self.gone {
             let overdue = |node: &str| calm.due(*due, node).is_some_and(|due| due < now);

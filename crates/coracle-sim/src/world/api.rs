@@ -92,6 +92,31 @@ impl World {
         }
     }
 
+    /// Creates the object of a manifest.
+    ///
+    /// # Errors
+    /// If the kind is unknown, or the server refuses: also because there is such an object.
+    pub fn create(&mut self, manifest: &Value) -> Result<Value, SimError> {
+        let (resource, namespace, _) = resource_of(manifest)?;
+        let all = collection_path(resource, namespace);
+        self.demand(Method::POST, &all, Some(manifest), "application/json")
+    }
+
+    /// Changes an object by a strategic merge patch.
+    ///
+    /// # Errors
+    /// If the kind is unknown, or the server refuses.
+    pub fn patch_strategic(
+        &mut self,
+        kind: &str,
+        namespace: &str,
+        name: &str,
+        patch: &Value,
+    ) -> Result<Value, SimError> {
+        let path = format!("{}/{name}", collection_path(resource_named(kind)?, namespace));
+        self.demand(Method::PATCH, &path, Some(patch), "application/strategic-merge-patch+json")
+    }
+
     /// Changes an object by a merge patch.
     ///
     /// # Errors

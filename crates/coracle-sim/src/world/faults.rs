@@ -108,6 +108,23 @@ impl World {
         Ok(())
     }
 
+    /// Ends what ends by itself, at once: nothing that was planned is left, the disk and the server work.
+    ///
+    /// # Errors
+    /// If an invariant breaks on the way.
+    pub(crate) fn make_good(&mut self) -> Result<(), SimError> {
+        while let Some((_, deed)) = self.agenda.pop_first() {
+            deed(self)?;
+        }
+        self.disk.make_good();
+        Ok(())
+    }
+
+    /// Containers that run for Pods that are not there, in words.
+    pub(crate) fn strays(&self) -> Vec<String> {
+        self.hook.observer(|observer| observer.invariants.strays())
+    }
+
     fn begin(&mut self, node: &str) -> Result<&mut SimNode, SimError> {
         let machine = found(&mut self.nodes, node)?;
         let scope = Scope::Node(node.to_owned());

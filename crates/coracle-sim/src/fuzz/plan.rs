@@ -1,0 +1,227 @@
+//! What happens in a random run, and when.
+
+use std::time::Duration;
+
+use coracle_clock::Rng;
+use coracle_controllers::Identity;
+use coracle_cri::CriError;
+use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+
+use crate::fault::{Fault, Leftover};
+use crate::node::usual_image;
+use crate::world::{SimError, World};
+
+/// Pods by these names come and go, so that names are used again.
+const NAMES: u64 = 12;
+
+pub(super) struct Plan {
+    rng: Rng,
+    nodes: Vec<String>,
+}
+
+impl Plan {
+    pub(super) fn new(rng: Rng, world: &World) -> Self {
+        for (name, script) in images() {
+            world.script_image(name, &script);
+        }
+        Plan { rng, nodes: world.node_names().map(str::to_owned).collect() }
+    }
+
+    pub(super) fn carry_out(mut self, world: &mut World, time: Duration) -> Result<(), SimError> {
+        let calm = self.rng.below(4) == 0;
+        let mean = 1000 + self.rng.below(8000);
+        loop {
+            // Often in one moment, sometimes after a while.
+            let pause = if self.rng.below(4) == 0 { 0 } else { self.rng.below(2 * mean) };
+            let then = world.elapsed() + Duration::from_millis(pause);
+            if then >= time {
+                return world.run_until(time);
+            }
+            world.run_until(then)?;
+            if !calm && self.rng.below(5) == 0 {
+                let fault = self.fault();
+                world.inject(&fault)?;
+            } else {
+                self.deed(world)?;
+            }
+        }
+    }
+
+    fn one_of<'a, T>(&mut self, all: &'a [T]) -> &'a T {
+        let index = usize::try_from(self.rng.below(all.len() as u64)).unwrap_or(0);
+        &all[index]
+    }
+
+    fn seconds(&mut self, most: u64) -> SignedDuration {
+        SignedDuration::from_millis(i64::try_from(self.rng.below(most * 1000)).unwrap_or(0))
+    }
+
+    /// Something that a user does. That the server refuses, or is away, is part of it.
+    fn deed(&mut self, world: &mut World) -> Result<(), SimError> {
+        let name = format!("p{}", self.rng.below(NAMES));
+        let done = match self.rng.below(12) {
+            0..=4 => {
+                let pod = self.pod(&name);
+                world.create(&pod).map(drop)
+            }
+            5..=6 => {
+                let grace = *self.one_of(&[None, None, Some(0), Some(1), Some(10)]);
+                world.delete("Pod", "default", &name, grace)
+            }
+            7 => {
+                let patch = json!({"metadata": {"labels": {"touched": self.rng.below(5).to_string()}}});
+                world.patch("Pod", "default", &name, &patch).map(drop)
+            }
+            8 => {
+                let image = *self.one_of(&IMAGES);
+                let patch = json!({"spec": {"containers": [{"name": "app", "image": image}]}});
+                world.patch_strategic("Pod", "default", &name, &patch).map(drop)
+            }
+            9 => {
+                let finalizers = if self.rng.below(2) == 0 { json!(["example.com/hold"]) } else { json!([]) };
+                world
+                    .patch("Pod", "default", &name, &json!({"metadata": {"finalizers": finalizers}}))
+                    .map(drop)
+            }
+            10 => {
+                let node = self.one_of(&self.nodes.clone()).clone();
+                let cordoned = self.rng.below(3) == 0;
+                world.patch("Node", "", &node, &json!({"spec": {"unschedulable": cordoned}})).map(drop)
+            }
+            _ => self.workload(world),
+        };
+        match done {
+            Err(SimError::Refused { verb, path, status, code }) => {
+                world.say(&format!("refused: {verb} {path}: {code} {status}"));
+                Ok(())
+            }
+            Err(SimError::Unreachable(why)) => {
+                world.say(&format!("no answer: {why}"));
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn pod(&mut self, name: &str) -> Value {
+        let image = *self.one_of(&IMAGES);
+        let second = self.rng.below(5) == 0;
+        let policy = *self.one_of(&["Always", "Always", "OnFailure", "Never"]);
+        let grace = *self.one_of(&[0, 1, 5, 30]);
+        let cpu = *self.one_of(&["0", "100m", "500m", "1500m", "3"]);
+        let resources = json!({"requests": {"cpu": cpu, "memory": "64Mi"}});
+        let mut containers = vec![json!({"name": "app", "image": image, "resources": resources})];
+        if second {
+            containers.push(json!({"name": "side", "image": *self.one_of(&IMAGES)}));
+        }
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+               "spec": {"restartPolicy": policy, "terminationGracePeriodSeconds": grace, "containers": containers}})
+    }
+
+    /// Something that makes Pods, if its controller is there.
+    fn workload(&mut self, world: &mut World) -> Result<(), SimError> {
+        let name = format!("w{}", self.rng.below(3));
+        let labels = json!({"app": name});
+        let replicas = self.rng.below(5);
+        let kinds = [
+            ("apps", "Deployment", "deployment-controller"),
+            ("apps", "ReplicaSet", "replicaset-controller"),
+            ("batch", "Job", "job-controller"),
+        ];
+        let (group, kind, controller) = *self.one_of(&kinds);
+        if !Identity::ALL.iter().any(|identity| identity.service_account() == controller) {
+            return Ok(());
+        }
+        let image = *self.one_of(&["ok:1", "ok:2", "slow-stop:1", "crash:1"]);
+        let template = |image: &str, policy: &str| {
+            let containers =
+                json!([{"name": "app", "image": image, "resources": {"requests": {"cpu": "100m"}}}]);
+            json!({"metadata": {"labels": labels}, "spec": {"restartPolicy": policy, "containers": containers,
+                   "terminationGracePeriodSeconds": 2}})
+        };
+        let spec = match kind {
+            "Job" => {
+                let image = *self.one_of(&["once:1", "once:1", "fails:1"]);
+                json!({"completions": replicas, "parallelism": 1 + replicas / 2, "backoffLimit": 2,
+                       "template": template(image, "Never")})
+            }
+            _ => {
+                json!({"replicas": replicas, "selector": {"matchLabels": labels}, "template": template(image, "Always")})
+            }
+        };
+        let metadata = json!({"name": name, "namespace": "default"});
+        let object =
+            json!({"apiVersion": format!("{group}/v1"), "kind": kind, "metadata": metadata, "spec": spec});
+        match self.rng.below(6) {
+            0 => world.delete(kind, "default", &name, None),
+            1 if kind != "Job" => {
+                world.patch(kind, "default", &name, &json!({"spec": {"replicas": replicas}})).map(drop)
+            }
+            _ => world.apply(&object).map(drop),
+        }
+    }
+
+    fn fault(&mut self) -> Fault {
+        let node = self.one_of(&self.nodes.clone()).clone();
+        let lasts = self.seconds(60);
+        let brief = self.seconds(8);
+        match self.rng.below(14) {
+            0 => Fault::PowerLoss { node, lasts: Some(lasts) },
+            1 => Fault::AgentCrash { node, lasts: Some(brief) },
+            2 => Fault::Partition { node, lasts: Some(lasts) },
+            3 => Fault::SlowLink {
+                node,
+                by: SignedDuration::from_millis(20 + lasts.as_secs() * 10),
+                lasts: Some(lasts),
+            },
+            4 => Fault::ServerRestart { lasts: brief },
+            5 => Fault::ServerCrash { lasts: brief },
+            6 => {
+                let leaves =
+                    *self.one_of(&[Leftover::Nothing, Leftover::AnySectors, Leftover::AllButTheLast]);
+                Fault::ServerPowerLoss { lasts: brief, leaves }
+            }
+            7 => Fault::StoreCrash { step: 1 + self.rng.below(12) },
+            8 => Fault::FlushFails { nth: 1 + self.rng.below(6) },
+            9 => Fault::DiskFull { lasts: Some(brief) },
+            10 => Fault::ComponentsRestart { lasts: brief },
+            11 => {
+                let by = SignedDuration::from_secs(i64::try_from(self.rng.below(1200)).unwrap_or(0) - 600);
+                Fault::ClockJump { node, by }
+            }
+            12 => Fault::NetworkDown { node, lasts: Some(lasts) },
+            _ => Fault::AgentCrash { node, lasts: Some(SignedDuration::ZERO) },
+        }
+    }
+}
+
+const IMAGES: [&str; 9] =
+    ["ok:1", "ok:2", "once:1", "fails:1", "crash:1", "slow-stop:1", "never-stops:1", "late:1", "broken:1"];
+
+fn images() -> Vec<(&'static str, ImageScript)> {
+    let exits = |after: u64, code: i32| RunScript {
+        exit: Some(Exit { after: Duration::from_millis(after), code, oom_killed: false }),
+        ..RunScript::default()
+    };
+    let stops = |on_stop: OnStop| RunScript { on_stop, ..RunScript::default() };
+    let with = |runs: Vec<RunScript>| ImageScript { runs, ..usual_image() };
+    let slow = OnStop::Exits { after: Duration::from_millis(2500), code: 0 };
+    let late = CriError::NotFound("no such image".to_owned());
+    vec![
+        ("once:1", with(vec![exits(3000, 0)])),
+        ("fails:1", with(vec![exits(1500, 3)])),
+        ("crash:1", with(vec![exits(4000, 1), exits(100, 2), stops(OnStop::Dies)])),
+        ("slow-stop:1", with(vec![stops(slow)])),
+        ("never-stops:1", with(vec![stops(OnStop::Ignores)])),
+        ("late:1", ImageScript { pull_failures: vec![late.clone(), late], ..usual_image() }),
+        (
+            "broken:1",
+            with(vec![RunScript {
+                start_error: Some("exec format error".to_owned()),
+                ..RunScript::default()
+            }]),
+        ),
+    ]
+}
