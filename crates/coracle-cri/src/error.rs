@@ -1,7 +1,8 @@
 //! What can go wrong at the runtime contract.
 
 /// A failed runtime call. The message is for people and ends up in events and container statuses.
-#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum CriError {
     /// The sandbox, container or image named in the request is not there.
     #[error("{0}")]

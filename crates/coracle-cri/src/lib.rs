@@ -13,6 +13,7 @@ mod network;
 mod runtime;
 pub mod scripted;
 mod stream;
+pub mod suite;
 
 pub use error::{CriError, CriResult};
 pub use image::{AuthConfig, FilesystemUsage, Image, ImageRunConfig, ImageService, ImageSpec, PullProgress};

@@ -10,4 +10,5 @@ mod host;
 mod lifecycle;
 mod limits;
 mod restart;
+mod suite;
 mod terminal;

@@ -107,6 +107,7 @@ fn run(field: &Field<'_>, on_stop: Option<OnStop>, problems: &mut Problems) -> O
         start_error: text("startError", problems),
         exit,
         on_stop: own.or(on_stop).unwrap_or(POLITE),
+        ..RunScript::default()
     };
     Some((script, usize::try_from(times).unwrap_or(1)))
 }
