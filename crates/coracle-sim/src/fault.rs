@@ -1,5 +1,6 @@
 //! What can go wrong, and be made good again.
 
+use coracle_cri::scripted::Trouble;
 use jiff::SignedDuration;
 use serde::Deserialize;
 
@@ -89,12 +90,36 @@ pub enum Fault {
         #[serde(rename = "for")]
         lasts: SignedDuration,
     },
+    /// Everything between scheduler and controllers and the API server takes longer: what they know is old.
+    ComponentsSlow {
+        /// By how much, in each direction.
+        by: SignedDuration,
+        /// After this it is fast again.
+        #[serde(rename = "for")]
+        lasts: SignedDuration,
+    },
     /// The calendar of a node jumps.
     ClockJump {
         /// Which.
         node: String,
         /// How far; may be negative.
         by: SignedDuration,
+    },
+    /// The runtime of a node is slow, fails, or does not tell of what happens.
+    RuntimeTrouble {
+        /// Which.
+        node: String,
+        /// What is wrong with it.
+        trouble: Trouble,
+        /// After this it is well.
+        #[serde(rename = "for")]
+        lasts: Option<SignedDuration>,
+    },
+    /// Somebody else writes to every Pod that changes, at once.
+    Meddler {
+        /// For how long.
+        #[serde(rename = "for")]
+        lasts: SignedDuration,
     },
     /// The network of a node's Pods is not ready.
     NetworkDown {

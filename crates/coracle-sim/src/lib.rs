@@ -60,6 +60,7 @@ mod fault;
 mod fuzz;
 mod hook;
 mod invariants;
+mod meddler;
 mod node;
 mod observer;
 pub mod scenario;

@@ -78,6 +78,8 @@ pub(crate) struct Condition {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Container {
     pub(crate) name: String,
+    #[serde(rename = "containerID")]
+    pub(crate) id: String,
     pub(crate) restart_count: i64,
     pub(crate) ready: bool,
     pub(crate) state: State,

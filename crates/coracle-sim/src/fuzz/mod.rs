@@ -9,7 +9,9 @@ mod settled;
 use std::time::Duration;
 
 use coracle_clock::Rng;
+use jiff::SignedDuration;
 
+use crate::fault::Fault;
 use crate::node::NodeSettings;
 use crate::world::{Settings, SimError, World};
 use plan::Plan;
@@ -91,7 +93,9 @@ fn run(world: &mut World, rng: Rng, time: Duration) -> Result<(), SimError> {
     world.say("rest: nothing goes wrong from here on");
     world.make_good()?;
     for node in nodes {
-        world.inject(&crate::Fault::Heal { node })?;
+        world.inject(&Fault::Heal { node: node.clone() })?;
+        // What was not heard of is looked for anew.
+        world.inject(&Fault::AgentCrash { node, lasts: Some(SignedDuration::ZERO) })?;
     }
     let end = world.elapsed() + REST;
     while !settled::unsettled(world).is_empty() {

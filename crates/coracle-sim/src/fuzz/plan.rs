@@ -5,7 +5,7 @@ use std::time::Duration;
 use coracle_clock::Rng;
 use coracle_controllers::Identity;
 use coracle_cri::CriError;
-use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
+use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript, Trouble};
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
@@ -163,11 +163,15 @@ impl Plan {
         }
     }
 
+    fn runtime_trouble(&self, node: String, trouble: Trouble, lasts: SignedDuration) -> Fault {
+        Fault::RuntimeTrouble { node, trouble, lasts: Some(lasts) }
+    }
+
     fn fault(&mut self) -> Fault {
         let node = self.one_of(&self.nodes.clone()).clone();
         let lasts = self.seconds(60);
         let brief = self.seconds(8);
-        match self.rng.below(14) {
+        match self.rng.below(19) {
             0 => Fault::PowerLoss { node, lasts: Some(lasts) },
             1 => Fault::AgentCrash { node, lasts: Some(brief) },
             2 => Fault::Partition { node, lasts: Some(lasts) },
@@ -191,11 +195,37 @@ impl Plan {
                 let by = SignedDuration::from_secs(i64::try_from(self.rng.below(1200)).unwrap_or(0) - 600);
                 Fault::ClockJump { node, by }
             }
+            13 => Fault::Meddler { lasts },
+            14 => self.runtime_trouble(
+                node,
+                Trouble { slow: Duration::from_millis(700), ..Trouble::default() },
+                lasts,
+            ),
+            15 => {
+                let fails = Some(CriError::Internal("the runtime is out of order".to_owned()));
+                let calls = *self.one_of(&CALLS);
+                let calls = calls.iter().map(|call| (*call).to_owned()).collect();
+                self.runtime_trouble(node, Trouble { fails, calls, ..Trouble::default() }, brief)
+            }
+            16 => {
+                let events_late = Duration::from_secs(5);
+                self.runtime_trouble(node, Trouble { events_late, ..Trouble::default() }, lasts)
+            }
+            17 => Fault::ComponentsSlow { by: SignedDuration::from_millis(300), lasts },
             12 => Fault::NetworkDown { node, lasts: Some(lasts) },
             _ => Fault::AgentCrash { node, lasts: Some(SignedDuration::ZERO) },
         }
     }
 }
+
+/// Calls that fail together.
+const CALLS: [&[&str]; 5] = [
+    &[],
+    &["run_pod_sandbox", "create_container"],
+    &["start_container"],
+    &["stop_container", "stop_pod_sandbox", "remove_pod_sandbox"],
+    &["list_containers", "container_status", "status"],
+];
 
 const IMAGES: [&str; 9] =
     ["ok:1", "ok:2", "once:1", "fails:1", "crash:1", "slow-stop:1", "never-stops:1", "late:1", "broken:1"];

@@ -80,7 +80,7 @@ impl Capacity {
             self.leave(old);
         }
         let new = new?;
-        let broken = self.note_owner(now, new);
+        let broken = self.note_owner(now, new, old.is_none());
         let node = new.spec.node_name.as_ref().filter(|_| !new.has_ended())?;
         let uid = &new.metadata.uid;
         let here = self.nodes.entry(node.clone()).or_default();
@@ -103,7 +103,7 @@ impl Capacity {
         }
     }
 
-    fn note_owner(&mut self, now: Duration, pod: &Pod) -> Broken {
+    fn note_owner(&mut self, now: Duration, pod: &Pod, is_new: bool) -> Broken {
         let owner = pod.controller()?;
         let owned = self.owners.get_mut(&owner.uid)?;
         let uid = &pod.metadata.uid;
@@ -111,7 +111,9 @@ impl Capacity {
             owned.active.remove(uid);
             return None;
         }
-        if owned.active.insert(uid.clone(), pod.full_name()).is_some() {
+        let known = owned.active.insert(uid.clone(), pod.full_name()).is_some();
+        // One that is taken in has not been made.
+        if known || !is_new {
             return None;
         }
         let most = owned.most(now);

@@ -9,6 +9,7 @@ mod capacity;
 mod pods;
 mod running;
 mod streams;
+mod told;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use pods::Pods;
 use running::Live;
 use streams::Streams;
 pub(crate) use streams::{Heard, News};
+use told::Told;
 
 /// A rule that does not hold, and what was seen.
 pub(crate) type Broken = Option<(&'static str, String)>;
@@ -49,6 +51,9 @@ pub(crate) struct Invariants {
     pods: Pods,
     live: Live,
     capacity: Capacity,
+    told: Told,
+    /// Pods in the store, by UID.
+    shown: BTreeMap<String, Pod>,
     pub(crate) streams: Streams,
     /// Which key each of the last revisions was about.
     history: BTreeMap<u64, Vec<String>>,
@@ -65,6 +70,12 @@ impl Invariants {
             Change::Pod(old, new) => {
                 let (old, new) = (old.as_ref(), new.as_ref());
                 self.live.pod_changed(now, old, new);
+                if let Some(old) = old {
+                    self.shown.remove(&old.metadata.uid);
+                }
+                if let Some(new) = new {
+                    self.shown.insert(new.metadata.uid.clone(), new.clone());
+                }
                 let broken = self.pods.changed(now, old, new);
                 broken.or_else(|| self.capacity.pod_changed(now, old, new))
             }
@@ -86,6 +97,7 @@ impl Invariants {
             Note::Started(instance) => self.live.started(now, node, instance),
             Note::Ended(instance, _) => {
                 self.live.ended(instance);
+                self.told.ended(now, node, instance);
                 None
             }
             Note::Call(_) => None,
@@ -119,6 +131,7 @@ impl Invariants {
     /// Nothing can go on before time does.
     pub(crate) fn quiet(&mut self, now: Duration, _calendar: Timestamp) -> Broken {
         let broken = self.pods.quiet(now, &self.calm).or_else(|| self.live.quiet(now, &self.calm));
-        broken.or_else(|| self.streams.quiet())
+        let broken = broken.or_else(|| self.streams.quiet());
+        broken.or_else(|| self.told.quiet(now, &self.calm, &self.shown))
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coracle_cri::scripted::Trouble;
 use coracle_store::simfs::PowerCut;
 use jiff::SignedDuration;
 
@@ -11,7 +12,7 @@ use crate::control::{End, Restart};
 use crate::fault::{Fault, Leftover};
 use crate::invariants::Scope;
 use crate::node::SimNode;
-use crate::wire::Trouble;
+use crate::{meddler, wire};
 
 impl World {
     /// Whether the API server is up.
@@ -56,11 +57,25 @@ impl World {
                 self.begin(node)?.runtime.set_network(Err("the network plugin is not ready".to_owned()));
                 self.ends(node, *lasts, |machine| machine.runtime.set_network(Ok(())));
             }
+            Fault::RuntimeTrouble { node, trouble, lasts } => {
+                self.begin(node)?.runtime.set_trouble(trouble.clone());
+                self.ends(node, *lasts, |machine| machine.runtime.set_trouble(Trouble::default()));
+            }
+            Fault::Meddler { lasts } => {
+                let (client, rng) = (self.client(), self.fork_rng("meddler"));
+                let meddler = self.runtime.spawn(meddler::run(client, self.clock.clone(), rng));
+                let end = self.elapsed() + whole(*lasts);
+                self.at(end, move |_| {
+                    meddler.abort();
+                    Ok(())
+                });
+            }
             Fault::Heal { node } => {
                 let machine = found(&mut self.nodes, node)?;
                 let _guard = self.runtime.enter();
-                machine.wire.set(|trouble| *trouble = Trouble::default());
+                machine.wire.set(|trouble| *trouble = wire::Trouble::default());
                 machine.runtime.set_network(Ok(()));
+                machine.runtime.set_trouble(Trouble::default());
                 machine.boot();
                 machine.start_agent();
                 self.calm(Some(node));
@@ -89,6 +104,15 @@ impl World {
                         Ok(())
                     });
                 }
+            }
+            Fault::ComponentsSlow { by, lasts } => {
+                let by = whole(*by);
+                self.control_wire.set(|trouble| trouble.delay = by);
+                let end = self.elapsed() + whole(*lasts);
+                self.at(end, |world| {
+                    world.control_wire.set(|trouble| trouble.delay = Duration::ZERO);
+                    Ok(())
+                });
             }
             Fault::ComponentsRestart { lasts } => {
                 self.hook.observer(|observer| observer.invariants.calm.begin(Scope::Cluster));
