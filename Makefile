@@ -6,12 +6,13 @@
 #   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts, all end-to-end tests (an hour)
 #   make soak    100,000 power cuts at random moments of random histories, 1,000 Pods that come and go, a million
 #                programs that end at once; hours
+#   make sim-hashes  the example scenarios do the same in debug and release builds
 #   make fuzz    2,000 random simulated clusters of ten minutes under the invariants; minutes
 #   make guards  takes each guard away, one at a time, and sees that its test fails; GUARD=WORD for some
 #   make bench   the benchmarks, as a table
 #   make lint    formatting, lints and dependency rules
 #   make check   a quick type check
-.PHONY: up down purge test soak bench lint check build prerequisites e2e vm-test guards fuzz
+.PHONY: up down purge test soak bench lint check build prerequisites e2e vm-test guards fuzz sim-hashes
 CARGO ?= cargo
 export PATH := $(CURDIR)/.cache/deny/bin:$(PATH)
 
@@ -60,7 +61,10 @@ soak:
 	CORACLE_FAST_EXITS=1000000 $(CARGO) test --release --package coracle-runtime --test engine \
 		exploits::no_start_hangs_and_no_exit_is_lost -- --nocapture
 
-fuzz:
+sim-hashes:
+	@scripts/sim-hashes.sh
+
+fuzz: sim-hashes
 	$(CARGO) run --release --quiet --package coracle-sim --example fuzz -- --seeds 2000 --minutes 10
 
 guards: prerequisites

@@ -266,7 +266,7 @@ pub(crate) enum Image {
 #[command(verbatim_doc_comment)]
 pub(crate) struct Sim {
     /// The scenario.
-    #[arg(required_unless_present = "serve")]
+    #[arg(required_unless_present_any = ["serve", "fuzz"])]
     pub(crate) file: Option<PathBuf>,
     /// Everything that is left to chance comes from this number. [default: what the file says, or 1]
     #[arg(long)]
@@ -287,6 +287,15 @@ pub(crate) struct Sim {
     /// POST to /coracle/v1/advance?by=10m, or flows with --speed 1x. Such a run cannot be repeated.
     #[arg(long)]
     pub(crate) serve: bool,
+    /// Instead of a scenario, random workloads and random faults from many seeds, under the rules that always hold.
+    #[arg(long, conflicts_with_all = ["file", "serve", "until"])]
+    pub(crate) fuzz: bool,
+    /// With --fuzz: how many seeds, from --seed on.
+    #[arg(long, requires = "fuzz", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) seeds: u64,
+    /// With --fuzz: how many minutes of virtual time each, before everything has to come to rest.
+    #[arg(long, requires = "fuzz", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub(crate) minutes: u64,
     /// With --serve: write the kubeconfig here. [default: a file that goes with the cluster]
     #[arg(long, value_name = "FILE", requires = "serve")]
     pub(crate) kubeconfig: Option<PathBuf>,

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use coracle_cri::CriError;
+use coracle_cri::scripted::Trouble;
 use jiff::SignedDuration;
 
 use super::fields::{Field, Fields};
@@ -11,21 +13,49 @@ use super::time;
 use crate::{Fault, Leftover};
 
 /// What can break, by the names that steps have for it.
-pub(super) const FAULTS: [&str; 14] = [
+pub(super) const FAULTS: [&str; 17] = [
     "powerLoss",
     "agentCrash",
     "partition",
     "slowLink",
     "networkDown",
+    "runtimeTrouble",
     "clockJump",
     "heal",
     "serverRestart",
     "serverCrash",
     "serverPowerLoss",
     "componentsRestart",
+    "componentsSlow",
+    "meddler",
     "storeCrash",
     "flushFails",
     "diskFull",
+];
+
+/// The calls of a runtime that can be slow or fail.
+const CALLS: [&str; 21] = [
+    "container_events",
+    "container_status",
+    "create_container",
+    "exec",
+    "exec_sync",
+    "image_status",
+    "list_containers",
+    "list_images",
+    "list_pod_sandboxes",
+    "pod_sandbox_status",
+    "pull_image",
+    "remove_container",
+    "remove_pod_sandbox",
+    "reopen_container_log",
+    "run_pod_sandbox",
+    "start_container",
+    "status",
+    "stop_container",
+    "stop_pod_sandbox",
+    "update_container_resources",
+    "update_pod_cidr",
 ];
 
 /// Reads one of [`FAULTS`].
@@ -53,6 +83,8 @@ pub(super) fn read(
     let known: &[&str] = match kind {
         "powerLoss" | "agentCrash" | "partition" | "networkDown" => &["node", "for"],
         "slowLink" => &["node", "by", "for"],
+        "runtimeTrouble" => &["node", "calls", "slow", "fails", "eventsLost", "eventsLate", "for"],
+        "componentsSlow" => &["by", "for"],
         "clockJump" => &["node", "by"],
         "heal" => &["node"],
         "serverPowerLoss" => &["for", "leaves"],
@@ -82,6 +114,11 @@ pub(super) fn read(
             node: of_node(&fields, nodes, problems)?,
             lasts: maybe("for", &fields, problems)?,
         },
+        "runtimeTrouble" => Fault::RuntimeTrouble {
+            node: of_node(&fields, nodes, problems)?,
+            trouble: trouble(&fields, problems)?,
+            lasts: maybe("for", &fields, problems)?,
+        },
         "slowLink" => Fault::SlowLink {
             node: of_node(&fields, nodes, problems)?,
             by: signed(fields.require("by", problems)?.duration(problems)?),
@@ -98,6 +135,11 @@ pub(super) fn read(
             Fault::ServerPowerLoss { lasts: lasts(&fields, problems)?, leaves: leaves(&fields, problems)? }
         }
         "componentsRestart" => Fault::ComponentsRestart { lasts: lasts(&fields, problems)? },
+        "componentsSlow" => Fault::ComponentsSlow {
+            by: signed(fields.require("by", problems)?.duration(problems)?),
+            lasts: lasts(&fields, problems)?,
+        },
+        "meddler" => Fault::Meddler { lasts: lasts(&fields, problems)? },
         "storeCrash" => Fault::StoreCrash { step: one("step", problems)? },
         "flushFails" => Fault::FlushFails { nth: one("nth", problems)? },
         "diskFull" => Fault::DiskFull { lasts: maybe("for", &fields, problems)? },
@@ -121,6 +163,35 @@ fn node(field: &Field<'_>, nodes: &BTreeSet<String>, problems: &mut Problems) ->
     };
     field.wrong(problems, reason);
     None
+}
+
+/// What is wrong with a runtime: `calls` that are `slow` or `fails` (with a message), events that are lost or late.
+fn trouble(fields: &Fields<'_>, problems: &mut Problems) -> Option<Trouble> {
+    let span = |name: &str, problems: &mut Problems| {
+        fields.get(name).map_or(Some(Duration::ZERO), |field| field.duration(problems))
+    };
+    let mut trouble = Trouble {
+        slow: span("slow", problems)?,
+        events_late: span("eventsLate", problems)?,
+        events_lost: fields.get("eventsLost").map_or(Some(false), |field| field.truth(problems))?,
+        ..Trouble::default()
+    };
+    if let Some(field) = fields.get("fails") {
+        trouble.fails = Some(CriError::Internal(field.text(problems)?.to_owned()));
+    }
+    for call in fields.get("calls").map_or(Some(Vec::new()), |field| field.items(problems))? {
+        let name = call.text(problems)?;
+        if !CALLS.contains(&name) {
+            let hint = nearest(name, CALLS)
+                .map_or_else(|| CALLS.join(", "), |near| format!("did you mean {near:?}?"));
+            call.wrong(problems, format!("there is no call {name:?}; {hint}"));
+        }
+        trouble.calls.push(name.to_owned());
+    }
+    if trouble == (Trouble { calls: trouble.calls.clone(), ..Trouble::default() }) {
+        problems.add(fields.mark(), fields.path_of("slow"), "or fails, eventsLost or eventsLate is required");
+    }
+    Some(trouble)
 }
 
 fn signed(span: Duration) -> SignedDuration {

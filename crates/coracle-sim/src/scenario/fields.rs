@@ -181,6 +181,12 @@ impl<'a> Fields<'a> {
         self.entries.iter().map(field).collect()
     }
 
+    /// Where the mapping begins.
+    #[must_use]
+    pub(super) fn mark(&self) -> Mark {
+        self.mark
+    }
+
     /// The path of a field of this mapping.
     #[must_use]
     pub(super) fn path_of(&self, name: &str) -> String {

@@ -1,13 +1,18 @@
-//! `images`: how containers of an image behave.
+//! `images`: how containers of an image behave. The words are those of the annotations of Pods (see
+//! [`coracle_cri::scripted`]), with some for what is usual.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coracle_cri::CriError;
-use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
+use coracle_cri::scripted::{Exit, ImageScript, Line, Memory, OnStop, RunScript};
 
-use super::fields::Field;
+use super::fields::{Field, Fields};
 use super::problem::Problems;
+use super::yaml::Content;
+
+/// What a program does with SIGTERM if nothing is said.
+const POLITE: OnStop = OnStop::Exits { after: Duration::from_millis(100), code: 143 };
 
 /// Reads the mapping from image names to behaviours.
 pub(super) fn read(field: &Field<'_>, problems: &mut Problems) -> BTreeMap<String, ImageScript> {
@@ -28,7 +33,8 @@ fn with_tag(name: &str) -> String {
 }
 
 fn image(field: &Field<'_>, problems: &mut Problems) -> Option<ImageScript> {
-    let fields = field.fields(&["present", "pullTime", "pullFailures", "runs", "onSigterm"], problems)?;
+    let known = ["present", "pullTime", "pullFailures", "runs", "onStop"];
+    let fields = field.fields(&known, problems)?;
     let mut script = ImageScript::default();
     if let Some(present) = fields.get("present") {
         script.present = present.truth(problems)?;
@@ -39,7 +45,10 @@ fn image(field: &Field<'_>, problems: &mut Problems) -> Option<ImageScript> {
     if let Some(failures) = fields.get("pullFailures") {
         pull_failures(&failures, &mut script, problems);
     }
-    let on_stop = fields.get("onSigterm").and_then(|field| on_sigterm(&field, problems));
+    let on_stop = match fields.get("onStop") {
+        Some(field) => on_stop(&field, problems)?,
+        None => POLITE,
+    };
     if let Some(runs) = fields.get("runs") {
         for item in runs.items(problems)? {
             let (run, times) = run(&item, on_stop, problems)?;
@@ -47,24 +56,21 @@ fn image(field: &Field<'_>, problems: &mut Problems) -> Option<ImageScript> {
         }
     }
     if script.runs.is_empty() {
-        script.runs.push(RunScript { on_stop: on_stop.unwrap_or(POLITE), ..RunScript::default() });
+        script.runs.push(RunScript { on_stop, ..RunScript::default() });
     }
     Some(script)
 }
 
-/// What a program does with SIGTERM if nothing is said.
-const POLITE: OnStop = OnStop::Exits { after: Duration::from_millis(100), code: 0 };
-
 /// A number of failures, `always`, or their messages one by one.
 fn pull_failures(field: &Field<'_>, script: &mut ImageScript, problems: &mut Problems) {
-    let failure = |message: &str| CriError::NotFound(message.to_owned());
     const MESSAGE: &str = "the registry does not answer";
+    let failure = |message: &str| CriError::Internal(message.to_owned());
     match &field.node.content {
-        super::yaml::Content::Number(..) => {
+        Content::Number(..) => {
             let count = field.integer(0, 10_000, problems).unwrap_or(0);
             script.pull_failures = (0..count).map(|_| failure(MESSAGE)).collect();
         }
-        super::yaml::Content::List(_) => {
+        Content::List(_) => {
             for item in field.items(problems).unwrap_or_default() {
                 script.pull_failures.extend(item.text(problems).map(failure));
             }
@@ -81,50 +87,81 @@ fn pull_failures(field: &Field<'_>, script: &mut ImageScript, problems: &mut Pro
 }
 
 /// One entry of `runs`, and for how many runs it stands.
-fn run(field: &Field<'_>, on_stop: Option<OnStop>, problems: &mut Problems) -> Option<(RunScript, usize)> {
-    let known = ["exit", "after", "oom", "createError", "startError", "onSigterm", "times"];
+fn run(field: &Field<'_>, usual: OnStop, problems: &mut Problems) -> Option<(RunScript, usize)> {
+    let known = ["exit", "onStop", "createError", "startError", "memory", "output", "times"];
     let fields = field.fields(&known, problems)?;
-    let text = |name: &str, problems: &mut Problems| {
-        fields.get(name).and_then(|field| field.text(problems).map(str::to_owned))
-    };
-    let code = fields.get("exit").and_then(|field| field.integer(0, 255, problems));
-    let after = fields.get("after").and_then(|field| field.duration(problems));
-    let oom_killed = fields.get("oom").is_some_and(|field| field.truth(problems).unwrap_or(false));
-    if let (Some(field), None, false) = (fields.get("after"), fields.get("exit"), oom_killed) {
-        field.wrong(problems, "says when the run ends, but not how: give `exit` too, or `oom: true`");
-    }
-    let ends = fields.get("exit").is_some() || oom_killed;
-    let code = code.unwrap_or(if oom_killed { 137 } else { 0 });
-    let exit = ends.then(|| Exit {
-        after: after.unwrap_or_default(),
-        code: i32::try_from(code).unwrap_or(255),
-        oom_killed,
-    });
-    let own = fields.get("onSigterm").and_then(|field| on_sigterm(&field, problems));
     let times = fields.get("times").map_or(Some(1), |field| field.integer(1, 10_000, problems))?;
-    let script = RunScript {
-        create_error: text("createError", problems),
-        start_error: text("startError", problems),
-        exit,
-        on_stop: own.or(on_stop).unwrap_or(POLITE),
+    let mut script = RunScript {
+        create_error: text(&fields, "createError", problems),
+        start_error: text(&fields, "startError", problems),
+        on_stop: usual,
         ..RunScript::default()
     };
+    if let Some(field) = fields.get("onStop") {
+        script.on_stop = on_stop(&field, problems)?;
+    }
+    if let Some(field) = fields.get("exit") {
+        script.exit = Some(exit(&field, problems)?);
+    }
+    if let Some(field) = fields.get("memory") {
+        let fields = field.fields(&["bytes", "bytesPerSecond"], problems)?;
+        let mut amount = |name: &str| match fields.get(name) {
+            Some(field) => field.quantity(problems).map(|quantity| quantity.value().unsigned_abs()),
+            None => Some(0),
+        };
+        script.memory = Some(Memory { bytes: amount("bytes")?, bytes_per_second: amount("bytesPerSecond")? });
+    }
+    if let Some(field) = fields.get("output") {
+        for item in field.items(problems)? {
+            script.output.push(line(&item, problems)?);
+        }
+    }
     Some((script, usize::try_from(times).unwrap_or(1)))
 }
 
-/// `ignore`, `die`, or `{exit: 0, after: 20s}`.
-fn on_sigterm(field: &Field<'_>, problems: &mut Problems) -> Option<OnStop> {
+fn text(fields: &Fields<'_>, name: &str, problems: &mut Problems) -> Option<String> {
+    fields.get(name)?.text(problems).map(str::to_owned)
+}
+
+/// `{code: 1, after: 5s}`; with `oomKilled: true` the code is 137 if none is given.
+fn exit(field: &Field<'_>, problems: &mut Problems) -> Option<Exit> {
+    let fields = field.fields(&["code", "after", "oomKilled"], problems)?;
+    let oom_killed = fields.get("oomKilled").map_or(Some(false), |field| field.truth(problems))?;
+    let usual = if oom_killed { 137 } else { 0 };
+    Some(Exit { after: after(&fields, problems)?, code: code(&fields, usual, problems)?, oom_killed })
+}
+
+fn after(fields: &Fields<'_>, problems: &mut Problems) -> Option<Duration> {
+    fields.get("after").map_or(Some(Duration::ZERO), |field| field.duration(problems))
+}
+
+fn code(fields: &Fields<'_>, usual: i64, problems: &mut Problems) -> Option<i32> {
+    let code = fields.get("code").map_or(Some(usual), |field| field.integer(0, 255, problems))?;
+    i32::try_from(code).ok()
+}
+
+/// `ignores`, `dies`, or `{exits: {after: 20s, code: 0}}`.
+fn on_stop(field: &Field<'_>, problems: &mut Problems) -> Option<OnStop> {
     match field.node.text() {
-        Some("ignore") => return Some(OnStop::Ignores),
-        Some("die") => return Some(OnStop::Dies),
+        Some("ignores") => return Some(OnStop::Ignores),
+        Some("dies") => return Some(OnStop::Dies),
         Some(_) => {
-            field.wrong(problems, "has to be `ignore`, `die`, or a mapping with `exit` and `after`");
+            field.wrong(problems, "has to be `ignores`, `dies` or a mapping with `exits`");
             return None;
         }
         None => {}
     }
-    let fields = field.fields(&["exit", "after"], problems)?;
-    let code = fields.get("exit").map_or(Some(0), |field| field.integer(0, 255, problems))?;
-    let after = fields.get("after").map_or(Some(Duration::ZERO), |field| field.duration(problems))?;
-    Some(OnStop::Exits { after, code: i32::try_from(code).unwrap_or(255) })
+    let fields = field
+        .fields(&["exits"], problems)?
+        .require("exits", problems)?
+        .fields(&["after", "code"], problems)?;
+    Some(OnStop::Exits { after: after(&fields, problems)?, code: code(&fields, 0, problems)? })
+}
+
+/// What the program writes: `{after: 1s, text: hello}`.
+fn line(field: &Field<'_>, problems: &mut Problems) -> Option<Line> {
+    let fields = field.fields(&["after", "text", "stderr"], problems)?;
+    let stderr = fields.get("stderr").map_or(Some(false), |field| field.truth(problems))?;
+    let text = fields.require("text", problems)?.text(problems)?.to_owned();
+    Some(Line { after: after(&fields, problems)?, stderr, text })
 }

@@ -41,9 +41,9 @@ images:
   app:1:
     pullTime: 2s
     pullFailures: 2
-    onSigterm: {{exit: 3, after: 20s}}
-    runs: [{{exit: 1, after: 1s}}, {{oom: true, after: 5m}}, {{}}]
-  lazy: {{onSigterm: ignore, present: true}}
+    onStop: {{exits: {{code: 3, after: 20s}}}}
+    runs: [{{exit: {{code: 1, after: 1s}}}}, {{exit: {{oomKilled: true, after: 5m}}}}, {{memory: {{bytes: 1Mi}}}}]
+  lazy: {{onStop: ignores, present: true}}
 steps:
   - at: 90s
     name: power-loss
@@ -149,12 +149,20 @@ fn what_is_wrong_is_named_by_line_field_and_reason() {
             "line 3: expect[0]: there is no test \"redy\"; did you mean \"ready\"?",
         ),
         (
-            "until: 1m\nimages:\n  app:1:\n    runs: [{after: 5s}]",
-            "line 4: images.app:1.runs[0].after: says when the run ends, but not how: give `exit` too, or `oom: true`",
+            "until: 1m\nimages:\n  app:1:\n    runs: [{exit: {code: 256}}]",
+            "line 4: images.app:1.runs[0].exit.code: has to be a whole number from 0 to 255, this is 256",
         ),
         (
-            "until: 1m\nimages: {a: {onSigterm: shrug}}",
-            "line 2: images.a.onSigterm: has to be `ignore`, `die`, or a mapping with `exit` and `after`",
+            "until: 1m\nsteps:\n- {at: 5s, runtimeTrouble: {node: node-1, calls: [pull_imag], slow: 5s}}",
+            "line 3: steps[0].runtimeTrouble.calls[0]: there is no call \"pull_imag\"; did you mean \"pull_image\"?",
+        ),
+        (
+            "until: 1m\nsteps:\n- {at: 5s, runtimeTrouble: {node: node-1, for: 5s}}",
+            "line 3: steps[0].runtimeTrouble.slow: or fails, eventsLost or eventsLate is required",
+        ),
+        (
+            "until: 1m\nimages: {a: {onStop: shrugs}}",
+            "line 2: images.a.onStop: has to be `ignores`, `dies` or a mapping with `exits`",
         ),
         ("until: 1m\nnodes: [{name: Big}]", "cannot name a node"),
         ("until: 1m\nnodes: [{memory: lots}]", "line 2: nodes[0].memory: \"lots\" is no quantity"),
@@ -191,5 +199,5 @@ fn the_examples_can_be_read() {
         read(&text, &load).unwrap_or_else(|problems| panic!("{}: {problems}", path.display()));
         count += 1;
     }
-    assert!(count > 1);
+    assert_eq!(count, 5);
 }

@@ -1,6 +1,7 @@
 //! `coracle sim`: plays a scenario on virtual time and says which expectations held.
 
 mod edge;
+mod fuzz;
 mod serve;
 
 use std::fs::File;
@@ -28,6 +29,9 @@ const BEAT: Duration = Duration::from_millis(50);
 const BARE: &str = "scenario: three nodes and nothing else\nuntil: 3650d\nnodes: 3\n";
 
 pub(crate) fn run(options: &Sim) -> anyhow::Result<ExitCode> {
+    if options.fuzz {
+        return fuzz::run(options);
+    }
     let (name, text) = match &options.file {
         Some(file) => match std::fs::read_to_string(file) {
             Ok(text) => (file.display().to_string(), text),

@@ -4,7 +4,7 @@
 //! ([`Judge::step`]), and that something changed ([`Judge::changed`]). Each expectation opens its time, looks at every
 //! revision in it, and closes with a [`Verdict`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::super::seen::{Id, Line, Objects, Seen};
@@ -78,6 +78,12 @@ impl Judge {
     pub fn new(expectations: Vec<Expectation>, end: Duration) -> Self {
         let open = expectations.into_iter().map(Watch::new).collect();
         Judge { open, steps: BTreeMap::new(), end, now: Duration::ZERO, nothing: Objects::new() }
+    }
+
+    /// The kinds of objects whose changes it has to hear of.
+    #[must_use]
+    pub fn kinds(&self) -> BTreeSet<&'static str> {
+        self.open.iter().flat_map(|watch| watch.kinds.iter().copied()).collect()
     }
 
     /// A named step is taken now.
