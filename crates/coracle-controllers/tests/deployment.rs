@@ -147,15 +147,15 @@ async fn death_after_any_write_ends_in_the_same_state() {
         cluster.clock.sleep(QUICK).await;
         cluster.stop_controllers();
         cluster
-            .merge::<Deployment>(&key(), json!({"spec": {"template": template("run", "2"), "replicas": 2}}))
+            .merge::<Deployment>(&key(), json!({"spec": {"template": template("run", "2"), "replicas": 1}}))
             .await;
         let died = cluster.survive(writes, QUICK).await;
-        assert_eq!(sets(&cluster).await, ["1=0@1", "2=2@2"], "after {writes} writes");
+        assert_eq!(sets(&cluster).await, ["1=0@1", "2=1@2"], "after {writes} writes");
         let now = status(&cluster).await;
-        assert!(arrived(&now, 2), "after {writes} writes: {now:#}");
-        assert_eq!(pods(&cluster).await.len(), 2, "after {writes} writes");
+        assert!(arrived(&now, 1), "after {writes} writes: {now:#}");
+        assert_eq!(pods(&cluster).await.len(), 1, "after {writes} writes");
         if !died {
-            assert!(writes > 10, "only {writes}");
+            assert!(writes > 8, "only {writes}");
             break;
         }
     }

@@ -160,6 +160,26 @@ async fn death_after_any_write_leaves_as_many_as_asked_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_late_view_of_pods_makes_nothing_twice() {
+    let mut cluster = Cluster::without_controllers().await;
+    cluster.run_nodes();
+    cluster.late = Duration::from_millis(300);
+    drop(cluster.run_controllers(u64::MAX));
+    cluster.clock.sleep(SETTLED).await;
+    let most = most_ever(cluster.inputs.pods.clone());
+    cluster.create::<ReplicaSet>(replica_set("r", 3)).await;
+    // Each change has it looked at again, while its Pods have not been heard of.
+    for change in 0..40 {
+        let label = json!({"metadata": {"labels": {"change": change.to_string()}}});
+        cluster.merge::<ReplicaSet>(&at("r"), label).await;
+        cluster.clock.sleep(Duration::from_millis(20)).await;
+    }
+    cluster.clock.sleep(SETTLED).await;
+    assert_eq!(most.load(Ordering::SeqCst), 3);
+    assert_eq!(status(&cluster, "r").await["availableReplicas"], 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_last_of_many_wishes_counts() {
     let cluster = Cluster::start().await;
     cluster.run_nodes();

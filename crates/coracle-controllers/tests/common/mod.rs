@@ -21,6 +21,7 @@ use coracle_clock::{Clock, Ids, Rng};
 use coracle_controllers::{ControllerInputs, ControllersConfig, Identity, run_all};
 use coracle_store::embedded::{EmbeddedStore, Execution, Options};
 use coracle_store::simfs::SimFs;
+use http_body_util::{BodyExt as _, StreamBody};
 use k8s_openapi::api::core::v1::{Event, Namespace};
 use kube::Client;
 use serde::Serialize;
@@ -72,6 +73,39 @@ impl tower::Service<http::Request<kube::client::Body>> for Mortal {
     }
 }
 
+/// A client's way to the API server on which all that is told of Pods is late.
+#[derive(Clone)]
+struct Late {
+    inner: InProcess,
+    clock: Clock,
+    by: Duration,
+}
+
+impl tower::Service<http::Request<kube::client::Body>> for Late {
+    type Response = http::Response<coracle_apiserver::Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<kube::client::Body>) -> Self::Future {
+        let by = if request.uri().path().ends_with("/pods") { self.by } else { Duration::ZERO };
+        let (clock, answer) = (self.clock.clone(), self.inner.call(request));
+        Box::pin(async move {
+            let (parts, body) = answer.await?.into_parts();
+            let frames = futures::stream::unfold((body, clock), move |(mut body, clock)| async move {
+                let frame = body.frame().await?;
+                clock.sleep(by).await;
+                Some((frame, (body, clock)))
+            });
+            let body = StreamBody::new(frames).boxed_unsync();
+            Ok(http::Response::from_parts(parts, body))
+        })
+    }
+}
+
 pub(crate) struct Cluster {
     pub(crate) admin: Client,
     pub(crate) clock: Clock,
@@ -80,6 +114,8 @@ pub(crate) struct Cluster {
     pub(crate) counted: &'static [&'static str],
     server: Arc<ApiServer>,
     controllers: Option<JoinHandle<()>>,
+    /// How late the controllers hear of Pods.
+    pub(crate) late: Duration,
 }
 
 impl Cluster {
@@ -104,7 +140,7 @@ impl Cluster {
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();
         let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
         let inputs = ControllerInputs::start(&admin, &clock, &mut Rng::seeded(9));
-        Cluster { admin, clock, inputs, counted: &[], server, controllers: None }
+        Cluster { admin, clock, inputs, counted: &[], server, controllers: None, late: Duration::ZERO }
     }
 
     /// Starts what stands for scheduler and node agents.
@@ -123,7 +159,9 @@ impl Cluster {
             root_ca: "PEM".to_owned(),
         };
         let (server, clock, mortal) = (self.server.clone(), self.clock.clone(), life.clone());
-        let inputs = ControllerInputs::start(&self.admin, &clock, &mut Rng::seeded(8));
+        let admin = UserInfo::new("admin", ["system:masters"]);
+        let eyes = Late { inner: self.server.in_process(admin), clock: clock.clone(), by: self.late };
+        let inputs = ControllerInputs::start(&in_process(eyes), &clock, &mut Rng::seeded(8));
         self.controllers = Some(tokio::spawn(async move {
             let client = |identity: Identity| {
                 let user = UserInfo::service_account("kube-system", identity.service_account());
