@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use coracle_sim::fuzz;
 
 /// Small enough for every change; what finds a bug in here is a bug that is easily found.
-const SEEDS: u64 = 24;
+const SEEDS: u64 = 16;
 const MINUTES: u64 = 2;
 
 #[test]

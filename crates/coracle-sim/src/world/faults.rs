@@ -64,6 +64,11 @@ impl World {
             Fault::Meddler { lasts } => {
                 let (client, rng) = (self.client(), self.fork_rng("meddler"));
                 let meddler = self.runtime.spawn(meddler::run(client, self.clock.clone(), rng));
+                let meddler = meddler.abort_handle();
+                // Two of them would react to each other for ever.
+                if let Some(before) = self.meddler.replace(meddler.clone()) {
+                    before.abort();
+                }
                 let end = self.elapsed() + whole(*lasts);
                 self.at(end, move |_| {
                     meddler.abort();
