@@ -60,6 +60,9 @@ impl Replay {
     }
 }
 
+/// A look may follow: everything that it will not find is going to wake the watcher.
+struct Told;
+
 impl Watcher {
     /// Everything of the scope up to this revision has been returned by [`Watcher::next`].
     #[must_use]
@@ -129,10 +132,20 @@ impl Watcher {
         if self.replay.is_some() {
             return Ok(Vec::new());
         }
-        // Progress is read before the ring: what it covers has been pushed by then. The notification is marked as
-        // seen before as well, so that an event pushed meanwhile wakes us again.
-        let progress = self.shared.progress();
+        let marked = self.mark_told();
+        self.look(marked)
+    }
+
+    /// Takes what the watcher was told so far as heard, before it looks: what is published from here on wakes it again.
+    fn mark_told(&mut self) -> Told {
         self.place.newest.borrow_and_update();
+        Told
+    }
+
+    /// Progress is read after the mark, because an event between the two would be neither found nor told of; and
+    /// before the ring, because what it covers has been pushed by then.
+    fn look(&mut self, _: Told) -> Result<Vec<Arc<Event>>, WatchEnd> {
+        let progress = self.shared.progress();
         let looked = self.place.look(self.cursor, progress);
         let (events, reached) =
             looked.map_err(|oldest| WatchEnd::TooOld { requested: self.cursor, oldest })?;
@@ -156,5 +169,43 @@ impl Watcher {
         let gone_unseen = event.old.is_none() && event.new.is_none();
         let (old, new) = self.covers(event);
         old || new || gone_unseen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+    use bytes::Bytes;
+    use coracle_store::{Event, EventKind};
+
+    use super::super::event::Event as Published;
+    use super::*;
+
+    #[test]
+    fn what_is_published_before_the_look_is_found_or_told_of() {
+        let key = Bytes::from_static(b"/registry/pods/default/a");
+        let feed = Arc::new(Feed::new("/registry/pods", None, Revision(1)));
+        let scope = Scope::Object(key.clone());
+        let shared = Arc::new(Shared { progress: 1.into(), wakeups: 0.into() });
+        let (_open, closed) = watch::channel(false);
+        let mut watcher = Watcher {
+            place: feed.join(&scope, Revision(1)),
+            feed: Arc::clone(&feed),
+            scope,
+            closed,
+            shared: Arc::clone(&shared),
+            cursor: Revision(1),
+            replay: None,
+        };
+        let marked = watcher.mark_told();
+        let value = Some(Bytes::from_static(b"{}"));
+        let event = Event { revision: Revision(2), kind: EventKind::Put, key, value, previous: None };
+        feed.push(Arc::new(Published::new(event, None)));
+        shared.progress.store(2, Ordering::Release);
+        feed.notify(Revision(2));
+        assert_eq!(watcher.look(marked).unwrap().len(), 1, "nothing else may ever happen to this object");
+        // Told of as well, and for nothing: that is the price of the order.
+        assert!(watcher.ready().unwrap().is_empty());
     }
 }
