@@ -1,7 +1,7 @@
 //! A cluster of the measured binary, removed at the end.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -26,13 +26,18 @@ impl Cluster {
         Ok(Cluster { program, name: format!("bench-{}-{number}", std::process::id()) })
     }
 
-    fn coracle(&self, arguments: &[&str]) -> anyhow::Result<()> {
-        let output = Command::new(&self.program)
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command
             .args(["--name", &self.name])
             .args(["--data-dir", &format!("{BASE}/data"), "--run-dir", &format!("{BASE}/run")])
             .args(arguments)
-            .stdin(Stdio::null())
-            .output()?;
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn coracle(&self, arguments: &[&str]) -> anyhow::Result<()> {
+        let output = self.command(arguments).output()?;
         if !output.status.success() {
             bail!("coracle {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
         }
@@ -58,6 +63,37 @@ impl Cluster {
     pub(crate) fn pid(&self) -> anyhow::Result<u32> {
         let lock = std::fs::read_to_string(self.data().join("lock"))?;
         Ok(lock.split_whitespace().next().unwrap_or_default().parse()?)
+    }
+
+    /// Ends the cluster's process as a crash would; its containers run on.
+    pub(crate) async fn kill(&self, clock: &Clock) -> anyhow::Result<()> {
+        let pid = self.pid()?.to_string();
+        let status = Command::new("kill").args(["-9", &pid]).status()?;
+        if !status.success() {
+            bail!("cannot kill process {pid}");
+        }
+        while Path::new("/proc").join(&pid).exists() {
+            clock.sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    /// Starts the cluster and does not wait for it.
+    pub(crate) fn launch(&self) -> anyhow::Result<Child> {
+        Ok(self.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
+    }
+
+    /// How long the store took to open, by the cluster's log.
+    pub(crate) fn store_opened_in(&self) -> anyhow::Result<Duration> {
+        let log = std::fs::read_to_string(self.data().join("coracle.log"))?;
+        let line = log.lines().rfind(|line| line.contains("store is open")).context("no store in the log")?;
+        let (_, rest) = line.split_once("took_ms").context("no time in the log")?;
+        let number: String = rest
+            .trim_start_matches(|c: char| !c.is_ascii_digit())
+            .chars()
+            .take_while(|c| c.is_ascii_digit() || *c == '.')
+            .collect();
+        Ok(Duration::from_secs_f64(number.parse::<f64>()? / 1000.0))
     }
 
     /// Processes of the cluster itself: the main one and the keepers.

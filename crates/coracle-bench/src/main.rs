@@ -5,6 +5,7 @@
 
 mod cluster;
 mod measure;
+mod recover;
 mod report;
 
 use std::path::PathBuf;
@@ -29,16 +30,16 @@ struct Options {
     #[arg(long, default_value_t = 60)]
     pods: usize,
     /// Pods created at once.
-    #[arg(long, default_value_t = 50)]
+    #[arg(long, default_value_t = 100)]
     burst: usize,
-    /// Objects created by 8 connections together.
-    #[arg(long, default_value_t = 4000)]
+    /// Objects created by 64 connections together.
+    #[arg(long, default_value_t = 100_000)]
     objects: usize,
     /// Starts of a new cluster.
     #[arg(long, default_value_t = 5)]
     starts: usize,
     /// Seconds of idling.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 60)]
     idle: u64,
 }
 
@@ -71,7 +72,7 @@ async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     let client = cluster.client().await.context("cannot connect to the cluster")?;
 
     eprintln!("idling for {} s", options.idle);
-    let idle = measure::idle(&cluster, &clock, options.idle).await?;
+    let idle = measure::idle(&cluster, &client, &clock, options.idle).await?;
     rows.push(Row::text(
         "whole cluster idle, resident",
         format!("{} MB", idle.resident_mb),
@@ -85,6 +86,13 @@ async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
         "4.8 %",
     ));
 
+    rows.push(Row::text(
+        &format!("written to disk in {} s of idling", options.idle),
+        format!("{} KB, {} writes, {} of them Leases", idle.written / 1024, idle.revisions, idle.leases),
+        "Leases only",
+        "",
+    ));
+
     eprintln!("starting and deleting {} Pods one at a time", options.pods);
     let pods = measure::pods_in_turn(&client, &clock, options.pods).await?;
     rows.push(Row::millis("Pod POST to Ready on a watch", &pods.ready, "100 ms", "1003 ms p50"));
@@ -95,17 +103,43 @@ async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     rows.push(Row::millis("Pod delete to gone (exits on SIGTERM)", &pods.deleted, "100 ms", "10 s"));
 
     eprintln!("starting {} Pods at once", options.burst);
-    let burst = measure::pods_at_once(&cluster, &client, &clock, options.burst).await?;
+    let burst = measure::start_at_once(&cluster, &client, &clock, options.burst).await?;
+    let pods = options.burst;
     let scaled = |seconds: f64| format!("{seconds:.2} s");
-    rows.push(Row::text(&format!("{} Pods at once, all Ready", options.burst), scaled(burst.ready), "", ""));
-    rows.push(Row::text(&format!("{} Pods at once, all gone", options.burst), scaled(burst.gone), "", ""));
-    let per_pod = format!("{} KB", burst.keeper_private_kb);
-    rows.push(Row::text("private memory of a Pod's keeper", per_pod, "300 KB", ""));
+    rows.push(Row::text(&format!("{pods} Pods at once, all Running"), scaled(burst.running), "5 s", "78 s"));
+    rows.push(Row::text(&format!("{pods} Pods at once, all Ready"), scaled(burst.ready), "", ""));
+    rows.push(Row::text("private memory of a Pod's keeper", format!("{} KB", burst.keeper_kb), "300 KB", ""));
+    rows.push(Row::text(
+        "private memory of an idle Pod beyond its own processes",
+        format!("{} KB", burst.private_kb),
+        "1024 KB",
+        "",
+    ));
+    eprintln!("killing the cluster's process with {pods} Pods");
+    let recovery = recover::after_kill(&cluster, &client, &clock).await?;
+    rows.push(Row::text("after kill -9: the API answers", scaled(recovery.answered), "0.3 s", ""));
+    rows.push(Row::text("after kill -9: all statuses true", scaled(recovery.statuses), "1 s", ""));
+    let client = cluster.client().await?;
+    let burst = burst.reconnect(&client).await?;
+    rows.push(Row::text(
+        &format!("{pods} Pods at once, all gone"),
+        scaled(burst.delete(&clock).await?),
+        "5 s",
+        "91 s",
+    ));
 
-    eprintln!("creating {} objects from 8 connections", options.objects);
-    let rate = measure::creates(&cluster, &clock, options.objects, 8).await?;
-    rows.push(Row::text("durable creates, 8 connections", format!("{rate:.0} /s"), "", "800 /s"));
-    let alone = measure::create_alone(&client, &clock, 200).await?;
+    let (alone, server_side) = measure::create_alone(&client, &clock, 500).await?;
     rows.push(Row::millis("durable create, alone, seen by the client", &alone, "", ""));
+    let server_side = format!("{:.2} ms mean", server_side.as_secs_f64() * 1000.0);
+    rows.push(Row::text("durable create, alone, server side", server_side, "0.5 ms", ""));
+    eprintln!("creating {} objects from 64 connections", options.objects);
+    let rate = measure::creates(&cluster, &clock, options.objects, 64).await?;
+    rows.push(Row::text("durable creates, 64 connections", format!("{rate:.0} /s"), "5000 /s", "800 /s"));
+    cluster.kill(&clock).await?;
+    cluster.start(&clock)?;
+    let opened = scaled(cluster.store_opened_in()?.as_secs_f64());
+    rows.push(Row::text(&format!("recovery of {} objects", options.objects), opened, "1 s", ""));
+    let resident = measure::status_kb(cluster.pid()?, "VmRSS:") / 1024;
+    rows.push(Row::text("  resident memory with them", format!("{resident} MB"), "", ""));
     Ok(rows)
 }

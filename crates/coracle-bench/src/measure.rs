@@ -7,8 +7,9 @@ use anyhow::{Context, bail};
 use coracle_clock::Clock;
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
-use kube::api::{Api, DeleteParams, PostParams, WatchEvent, WatchParams};
+use kube::api::{Api, DeleteParams, ListParams, PostParams, WatchEvent, WatchParams};
 use serde_json::json;
 
 use crate::cluster::Cluster;
@@ -17,21 +18,66 @@ use crate::cluster::Cluster;
 pub(crate) struct Idle {
     pub(crate) resident_mb: u64,
     pub(crate) cpu_percent: f64,
+    /// Bytes written to disk.
+    pub(crate) written: u64,
+    /// Writes of the store.
+    pub(crate) revisions: u64,
+    /// Those of them that renewed a Lease.
+    pub(crate) leases: u64,
 }
 
-/// Resident memory and CPU of all the cluster's processes over some seconds.
-pub(crate) async fn idle(cluster: &Cluster, clock: &Clock, seconds: u64) -> anyhow::Result<Idle> {
+/// What all the cluster's processes cost over some seconds.
+pub(crate) async fn idle(
+    cluster: &Cluster,
+    client: &kube::Client,
+    clock: &Clock,
+    seconds: u64,
+) -> anyhow::Result<Idle> {
     let processes = cluster.processes()?;
     // The start-up's last work is not idling.
     clock.sleep(Duration::from_secs(5)).await;
-    let before = cpu_ticks(&processes);
+    let leases: Api<Lease> = Api::all(client.clone());
+    let from = revision(&leases).await?;
+    let mut renewals = leases.watch(&WatchParams::default().timeout(290), &from.to_string()).await?.boxed();
+    let (before, written_before) = (cpu_ticks(&processes), written(&processes));
     let begin = clock.elapsed();
     clock.sleep(Duration::from_secs(seconds)).await;
     let ticks = cpu_ticks(&processes) - before;
+    let written = written(&processes) - written_before;
+    let revisions = revision(&leases).await? - from;
+    let mut renewed = 0;
+    // What has been written has been sent: nothing more comes within a moment.
+    while let Some(Some(event)) = clock.timeout(Duration::from_millis(200), renewals.next()).await {
+        renewed += u64::from(matches!(event?, WatchEvent::Modified(_)));
+    }
     let elapsed = (clock.elapsed() - begin).as_secs_f64();
     let kilobytes: u64 = processes.iter().map(|pid| status_kb(*pid, "VmRSS:")).sum();
     // The kernel counts in hundredths of a second on every Linux that Coracle runs on.
-    Ok(Idle { resident_mb: kilobytes / 1024, cpu_percent: ticks as f64 / elapsed })
+    Ok(Idle {
+        resident_mb: kilobytes / 1024,
+        cpu_percent: ticks as f64 / elapsed,
+        written,
+        revisions,
+        leases: renewed,
+    })
+}
+
+/// The store's revision, by a list.
+async fn revision<K>(api: &Api<K>) -> anyhow::Result<u64>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let version = api.list(&ListParams::default()).await?.metadata.resource_version;
+    Ok(version.context("a list without a revision")?.parse()?)
+}
+
+/// Bytes that processes have had written to disk.
+fn written(processes: &[u32]) -> u64 {
+    let of = |pid: &u32| {
+        let io = std::fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+        io.lines().find_map(|line| line.strip_prefix("write_bytes:"))?.trim().parse::<u64>().ok()
+    };
+    processes.iter().filter_map(of).sum()
 }
 
 fn cpu_ticks(processes: &[u32]) -> u64 {
@@ -48,7 +94,7 @@ fn ticks(stat: impl AsRef<str>) -> u64 {
     after_name.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
 }
 
-fn status_kb(pid: u32, field: &str) -> u64 {
+pub(crate) fn status_kb(pid: u32, field: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     status
         .lines()
@@ -58,7 +104,7 @@ fn status_kb(pid: u32, field: &str) -> u64 {
         .unwrap_or(0)
 }
 
-fn private_kb(pid: u32) -> u64 {
+pub(crate) fn private_kb(pid: u32) -> u64 {
     let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     rollup
         .lines()
@@ -121,20 +167,29 @@ pub(crate) async fn pods_in_turn(
     Ok(result)
 }
 
-/// Seconds until all of many Pods that were created together are Ready, and then gone.
-pub(crate) struct AtOnce {
+/// Pods that were created together.
+pub(crate) struct Burst {
+    api: Api<Pod>,
+    events: Events,
+    names: BTreeSet<String>,
+    /// Seconds until all were Ready.
     pub(crate) ready: f64,
-    pub(crate) gone: f64,
-    pub(crate) keeper_private_kb: u64,
+    /// Seconds until all were Running.
+    pub(crate) running: f64,
+    /// Private memory of a keeper, and of the whole cluster beyond what it was before, a Pod, in kilobytes.
+    pub(crate) keeper_kb: u64,
+    pub(crate) private_kb: u64,
 }
 
-/// Creates many Pods together and waits for all; deletes them together and waits for all.
-pub(crate) async fn pods_at_once(
+/// Creates many Pods together and waits for all.
+pub(crate) async fn start_at_once(
     cluster: &Cluster,
     client: &kube::Client,
     clock: &Clock,
     count: usize,
-) -> anyhow::Result<AtOnce> {
+) -> anyhow::Result<Burst> {
+    let daemon = cluster.pid()?;
+    let before = private_kb(daemon);
     let api: Api<Pod> = Api::default_namespaced(client.clone());
     let mut events = watch(&api).await?;
     let names: BTreeSet<String> = (0..count).map(|number| format!("burst-{number}")).collect();
@@ -144,34 +199,58 @@ pub(crate) async fn pods_at_once(
         manifests.iter().map(async |pod| api.create(&PostParams::default(), pod).await),
     )
     .await?;
-    let mut missing = names.clone();
+    let (mut missing, mut not_running) = (names.clone(), names.clone());
+    let mut running = begin;
     while !missing.is_empty() {
         match events.next().await.context("the watch ended")?? {
-            WatchEvent::Modified(pod) if is_ready(&pod) => {
-                missing.remove(pod.metadata.name.as_deref().unwrap_or_default());
+            WatchEvent::Modified(pod) => {
+                let name = pod.metadata.name.as_deref().unwrap_or_default();
+                let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+                if phase == Some("Running") && not_running.remove(name) {
+                    running = clock.elapsed();
+                }
+                if is_ready(&pod) {
+                    missing.remove(name);
+                }
             }
             WatchEvent::Error(error) => bail!("{error:?}"),
             _ => {}
         }
     }
     let ready = (clock.elapsed() - begin).as_secs_f64();
-    let keeper_private_kb = keeper_private_kb(cluster);
-    let begin = clock.elapsed();
-    futures::future::try_join_all(
-        names.iter().map(async |name| api.delete(name, &DeleteParams::default()).await),
-    )
-    .await?;
-    let mut missing = names;
-    while !missing.is_empty() {
-        match events.next().await.context("the watch ended")?? {
-            WatchEvent::Deleted(pod) => {
-                missing.remove(pod.metadata.name.as_deref().unwrap_or_default());
-            }
-            WatchEvent::Error(error) => bail!("{error:?}"),
-            _ => {}
-        }
+    // What was needed for the start is not idling.
+    clock.sleep(Duration::from_secs(3)).await;
+    let keeper_kb = keeper_private_kb(cluster);
+    let grown = private_kb(daemon).saturating_sub(before);
+    let private_kb = keeper_kb + grown / u64::try_from(count.max(1))?;
+    let running = (running - begin).as_secs_f64();
+    Ok(Burst { api, events, names, ready, running, keeper_kb, private_kb })
+}
+
+impl Burst {
+    /// The same Pods, by a connection that lives.
+    pub(crate) async fn reconnect(mut self, client: &kube::Client) -> anyhow::Result<Self> {
+        self.api = Api::default_namespaced(client.clone());
+        self.events = watch(&self.api).await?;
+        Ok(self)
     }
-    Ok(AtOnce { ready, gone: (clock.elapsed() - begin).as_secs_f64(), keeper_private_kb })
+
+    /// Deletes all together and waits until they are gone; in how many seconds.
+    pub(crate) async fn delete(mut self, clock: &Clock) -> anyhow::Result<f64> {
+        let begin = clock.elapsed();
+        let delete = async |name: &String| self.api.delete(name, &DeleteParams::default()).await;
+        futures::future::try_join_all(self.names.iter().map(delete)).await?;
+        while !self.names.is_empty() {
+            match self.events.next().await.context("the watch ended")?? {
+                WatchEvent::Deleted(pod) => {
+                    self.names.remove(pod.metadata.name.as_deref().unwrap_or_default());
+                }
+                WatchEvent::Error(error) => bail!("{error:?}"),
+                _ => {}
+            }
+        }
+        Ok((clock.elapsed() - begin).as_secs_f64())
+    }
 }
 
 /// Median private memory of the cluster's keepers.
@@ -204,12 +283,13 @@ pub(crate) async fn creates(
     Ok(count as f64 / (clock.elapsed() - begin).as_secs_f64())
 }
 
-/// Latency of creates one at a time.
+/// Latencies of creates one at a time: each as the client saw it, and their mean by the server's own count.
 pub(crate) async fn create_alone(
     client: &kube::Client,
     clock: &Clock,
     count: usize,
-) -> anyhow::Result<Vec<Duration>> {
+) -> anyhow::Result<(Vec<Duration>, Duration)> {
+    let (seconds, requests) = created(client).await?;
     let api: Api<ConfigMap> = Api::default_namespaced(client.clone());
     let mut samples = Vec::new();
     for number in 0..count {
@@ -218,7 +298,29 @@ pub(crate) async fn create_alone(
         api.create(&PostParams::default(), &object).await?;
         samples.push(clock.elapsed() - begin);
     }
-    Ok(samples)
+    let (seconds_after, requests_after) = created(client).await?;
+    let mean = (seconds_after - seconds) / (requests_after - requests).max(1.0);
+    Ok((samples, Duration::from_secs_f64(mean)))
+}
+
+/// Seconds that the server has spent on creates of ConfigMaps, and how many there were, by its metrics.
+async fn created(client: &kube::Client) -> anyhow::Result<(f64, f64)> {
+    let request = http::Request::get("/metrics").body(Vec::new())?;
+    let metrics = client.request_text(request).await?;
+    let number = |name: &str| {
+        let is_it = |line: &&str| {
+            line.starts_with(name)
+                && line.contains("verb=\"POST\"")
+                && line.contains("resource=\"configmaps\"")
+        };
+        let line = metrics.lines().find(is_it);
+        line.and_then(|line| line.rsplit(' ').next()).and_then(|number| number.parse::<f64>().ok())
+    };
+    let name = "apiserver_request_duration_seconds";
+    Ok((
+        number(&format!("{name}_sum")).unwrap_or_default(),
+        number(&format!("{name}_count")).unwrap_or_default(),
+    ))
 }
 
 async fn watch(api: &Api<Pod>) -> anyhow::Result<Events> {
@@ -242,7 +344,7 @@ async fn next(events: &mut Events, name: &str) -> anyhow::Result<Option<Pod>> {
     }
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(crate) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }

@@ -61,9 +61,11 @@ pub(super) fn embedded(
         );
     }
     let options = coracle_store::embedded::Options::default();
+    let begin = clock.elapsed();
     let (store, recovery) = EmbeddedStore::open_dir(&directory, clock.clone(), options)
         .with_context(|| format!("cannot open the store in {}", directory.display()))?;
-    tracing::info!(?recovery, "store is open");
+    let took_ms = (clock.elapsed() - begin).as_secs_f64() * 1000.0;
+    tracing::info!(took_ms, ?recovery, "store is open");
     Ok(Some(store))
 }
 

@@ -64,9 +64,11 @@ pub(crate) enum Kept {
 /// Removes everything of the cluster from this machine. Settings that are missing or damaged are no reason to leave
 /// the rest: all but the network links has the cluster's name.
 pub(crate) fn purge(cluster: &Cluster, kept: Kept) -> anyhow::Result<()> {
+    // Read before anything is removed: the copy of the settings lies in the run directory, which goes first.
+    let settings = cluster.settings_to_remove();
     coracle_runtime::purge(&node::runtime_config(cluster))
         .context("cannot remove what the container runtime left")?;
-    match cluster.settings_to_remove() {
+    match settings {
         Ok(Some(settings)) => {
             let network = network_to_purge(cluster, &settings)?;
             let device = node::overlay_device(&settings);
