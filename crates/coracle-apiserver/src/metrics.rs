@@ -198,10 +198,37 @@ impl Metrics {
     }
 }
 
+/// Upstream's metrics name the methods of HTTP where there are any, and verbs of the API otherwise.
+fn method(verb: &str) -> String {
+    match verb {
+        "create" => "POST".to_owned(),
+        "update" => "PUT".to_owned(),
+        other => other.to_ascii_uppercase(),
+    }
+}
+
 fn labels(label: &Label) -> String {
     let Label { verb, group, version, resource, subresource } = label;
     format!(
         "verb=\"{}\",group=\"{group}\",version=\"{version}\",resource=\"{resource}\",subresource=\"{subresource}\"",
-        verb.to_ascii_uppercase()
+        method(verb)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verbs_are_counted_under_upstreams_names() {
+        for (verb, name) in [
+            ("create", "POST"),
+            ("update", "PUT"),
+            ("deletecollection", "DELETECOLLECTION"),
+            ("list", "LIST"),
+        ] {
+            let label = Label { verb, ..Label::OTHER };
+            assert!(labels(&label).starts_with(&format!("verb=\"{name}\",")), "{}", labels(&label));
+        }
+    }
 }
