@@ -111,7 +111,7 @@ impl RuntimeService for EmbeddedRuntime {
         let all: Vec<Arc<Container>> = lock(&self.inner.index).containers.values().cloned().collect();
         Ok(all
             .iter()
-            .map(|container| container.view())
+            .map(|container| container.view(&container.phase()))
             .filter(|container| {
                 filter.id.as_ref().is_none_or(|id| *id == container.id)
                     && filter.state.is_none_or(|state| state == container.state)
@@ -178,7 +178,8 @@ impl Sandbox {
 }
 
 impl Container {
-    fn view(&self) -> CriContainer {
+    /// How it looks in a phase that was read once: what is told of it must not be from two moments.
+    fn view(&self, phase: &Phase) -> CriContainer {
         let record = &self.record;
         CriContainer {
             id: ContainerId(record.id.clone()),
@@ -187,7 +188,7 @@ impl Container {
             attempt: record.config.attempt,
             image: record.config.image.clone(),
             image_ref: record.image_ref.clone(),
-            state: match *self.phase.borrow() {
+            state: match phase {
                 Phase::Created => ContainerState::Created,
                 Phase::Running { .. } => ContainerState::Running,
                 Phase::Exited { .. } => ContainerState::Exited,
@@ -221,7 +222,7 @@ impl Container {
             Some(_) => "Error",
         };
         ContainerStatus {
-            container: self.view(),
+            container: self.view(&phase),
             started_at,
             finished_at: exit.map(|exit| state::timestamp(exit.finished_at)),
             exit_code: exit.map(|exit| exit.exit_code),
@@ -232,6 +233,60 @@ impl Container {
             user: Some(record.user.clone()),
             pid,
             resources: lock(&self.resources).clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use coracle_cri::{ContainerConfig, ContainerUser, LinuxContainerResources};
+    use coracle_keeper::ExitRecord;
+    use jiff::Timestamp;
+
+    use super::super::state::ContainerRecord;
+    use super::*;
+
+    fn running() -> Arc<Container> {
+        let record = ContainerRecord {
+            id: "c".into(),
+            sandbox: "s".into(),
+            pod_uid: "u".into(),
+            config: ContainerConfig::default(),
+            created_at: Timestamp::UNIX_EPOCH,
+            image_ref: String::new(),
+            log_path: "/dev/null".into(),
+            user: ContainerUser::default(),
+            stop_signal: 15,
+            rootfs: "/".into(),
+            cgroup: "c".into(),
+            own_pid_namespace: true,
+        };
+        let started = Phase::Running { pid: None, started_at: Timestamp::UNIX_EPOCH };
+        Container::new(record, started, LinuxContainerResources::default())
+    }
+
+    #[test]
+    fn whoever_sees_that_a_container_has_ended_sees_how() {
+        for _ in 0..2_000 {
+            let container = running();
+            let together = Barrier::new(2);
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    together.wait();
+                    let exit = ExitRecord { exit_code: 7, ..ExitRecord::default() };
+                    container.advance(Phase::Exited { started_at: None, exit });
+                });
+                together.wait();
+                loop {
+                    let status = container.status();
+                    if status.container.state == ContainerState::Exited {
+                        assert_eq!(status.exit_code, Some(7));
+                        break;
+                    }
+                }
+            });
         }
     }
 }
