@@ -16,6 +16,7 @@ mod machine;
 mod node;
 mod node_events;
 pub mod pod;
+pub mod probe;
 pub mod server;
 pub mod spec;
 mod termination;

@@ -271,6 +271,7 @@ impl Worker {
             sandboxes,
             containers,
             termination_messages: self.termination_messages.clone(),
+            probes: BTreeMap::new(),
             images: BTreeMap::new(),
             operations: self.operations_in_flight(),
             history: self.history.clone(),

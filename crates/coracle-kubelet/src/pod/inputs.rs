@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{self as api, Container, Pod, PodSpec, PodStatus};
 
 use super::history::History;
+use crate::probe::ProbeResults;
 
 /// Everything [`super::plan`] and [`super::status`] look at.
 #[derive(Debug, Clone)]
@@ -31,6 +32,8 @@ pub struct PodInputs {
     pub containers: Vec<cri::ContainerStatus>,
     /// Termination messages of exited containers.
     pub termination_messages: BTreeMap<ContainerId, String>,
+    /// What the probes of each running instance have found. An instance without probes has no entry.
+    pub probes: BTreeMap<ContainerId, ProbeResults>,
     /// What the image service says about the image of each container that does not run, by container name.
     pub images: BTreeMap<String, ImagePresence>,
     /// Work in flight.

@@ -48,6 +48,7 @@ fn inputs(pod: Pod) -> PodInputs {
         sandboxes: Vec::new(),
         containers: Vec::new(),
         termination_messages: BTreeMap::new(),
+        probes: BTreeMap::new(),
         images: BTreeMap::new(),
         operations: BTreeMap::new(),
         history: History::default(),
