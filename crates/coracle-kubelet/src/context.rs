@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Service};
 use tokio::sync::Semaphore;
 
 use crate::KubeletConfig;
+use crate::pod::containers;
 use crate::pod::inputs::NodeFacts;
 use crate::pod::reasons::PodEvent;
 
@@ -55,7 +56,8 @@ impl Context {
     /// Tells the user.
     pub(crate) fn report(&self, pod: &Pod, event: &PodEvent) {
         let mut involved = reference(pod);
-        involved.field_path = event.container.as_ref().map(|c| format!("spec.containers{{{c}}}"));
+        let member = |name: &String| containers::find(pod.spec.as_ref()?, name);
+        involved.field_path = event.container.as_ref().and_then(member).map(|member| member.field_path());
         let kind = if event.warning { EventType::Warning } else { EventType::Normal };
         self.recorder.event(&involved, kind, event.reason, event.message.clone());
     }

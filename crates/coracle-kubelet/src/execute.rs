@@ -1,5 +1,6 @@
 //! The operations: each carries out one decided step and says how it ended. Nothing is chosen here.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::disk::{self, ContainerFiles, PodFiles};
 use crate::pod::history::Outcome;
 use crate::pod::inputs::PodInputs;
 use crate::pod::reasons::{self, PodEvent};
-use crate::pod::{StartContainer, image_name};
+use crate::pod::{StartContainer, containers, image_name};
 use crate::spec::container::{ContainerContext, container_config};
 use crate::spec::env::{EnvContext, service_variables};
 use crate::spec::resources::{Qos, container_resources};
@@ -186,6 +187,7 @@ async fn try_start(
     let config_error = |message: String| (reasons::CREATE_CONTAINER_CONFIG_ERROR, message);
     let name = start.container.as_str();
     let container = find_container(pod, name).ok_or_else(|| config_error(format!("no container {name}")))?;
+    let container = container.as_ref();
     let image = resolve_image(context, container, start).await?;
     if let Some(event) = &start.event {
         context.report(pod, event);
@@ -381,8 +383,9 @@ fn spec_of(pod: &Pod) -> PodSpec {
     pod.spec.clone().unwrap_or_default()
 }
 
-fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
-    pod.spec.as_ref()?.containers.iter().find(|c| c.name == name)
+/// The definition of a container of any kind.
+fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
+    Some(containers::find(pod.spec.as_ref()?, name)?.container)
 }
 
 fn qos(pod: &Pod) -> Qos {

@@ -23,7 +23,7 @@ use crate::execute;
 use crate::pod::history::{History, Outcome};
 use crate::pod::inputs::{ImagePresence, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
 use crate::pod::reasons::PodEvent;
-use crate::pod::{self, PodAction, PodPlan, Publication, image_name};
+use crate::pod::{self, PodAction, PodPlan, Publication, containers, image_name};
 use crate::spec::{LABEL_POD_UID, PodIdentity};
 use crate::termination;
 
@@ -288,7 +288,8 @@ impl Worker {
         if self.lifecycle != Lifecycle::Syncing || inputs.ready_sandbox().is_none() {
             return images;
         }
-        for container in &inputs.spec().containers {
+        for member in containers::all(inputs.spec()) {
+            let container = &member.container;
             let alive = inputs.instances(&container.name).first().is_some_and(|newest| {
                 matches!(newest.container.state, ContainerState::Running | ContainerState::Unknown)
             });

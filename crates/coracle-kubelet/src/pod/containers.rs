@@ -1,250 +1,149 @@
-//! The status of one container.
+//! The containers of a Pod, of all kinds, in one list.
 
-use coracle_cri::{self as cri, ContainerState as CriState};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{
-    Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, LinuxContainerUser, ResourceRequirements,
-};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::borrow::Cow;
 
-use super::inputs::{ANNOTATION_IMAGE, ANNOTATION_IMAGE_ID, Lifecycle, PodInputs, UNKNOWN_EXIT_CODE};
-use super::{definition_hash, plan, reasons};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, PodSpec};
 
-/// The status of a regular container.
-pub(super) fn container_status(i: &PodInputs, container: &Container) -> ContainerStatus {
-    let mut status = observed(i, container);
-    // The API writes it out also if there is none.
-    status.last_state.get_or_insert_default();
-    status
+/// What a container is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Runs to its end before the next one begins.
+    Init,
+    /// Stands among the init containers and runs beside all that come after it (`restartPolicy: Always`).
+    Sidecar,
+    /// Does the Pod's work.
+    Regular,
+    /// Was added to look into a Pod, and is nothing to the Pod's fate.
+    Ephemeral,
 }
 
-fn observed(i: &PodInputs, container: &Container) -> ContainerStatus {
-    let name = container.name.as_str();
-    let previous = i.previous(name);
-    // An instance that a start in flight has made but not started yet is not shown.
-    let starting = i.is_starting(name);
-    let instances: Vec<_> = i
-        .instances(name)
-        .into_iter()
-        .filter(|c| !(starting && c.container.state == CriState::Created))
-        .collect();
-    let mut status = ContainerStatus {
-        name: name.to_owned(),
-        image: container.image.clone().unwrap_or_default(),
-        started: Some(false),
-        ..ContainerStatus::default()
-    };
-    let Some(newest) = instances.first() else {
-        forgotten(i, container, previous, &mut status);
-        return status;
-    };
-    describe_instance(i, newest, &mut status);
-    status.last_state = last_state(i, &instances, previous);
-    match newest.container.state {
-        CriState::Running => {
-            status.state = Some(running(newest));
-            status.started = Some(true);
-            status.ready = true;
-            describe_running(container, newest, &mut status);
-        }
-        CriState::Created => status.state = Some(waiting("", "")),
-        CriState::Unknown => {
-            let was_running = previous.is_some_and(|p| {
-                p.state.as_ref().is_some_and(|s| s.running.is_some() || s.terminated.is_some())
-            });
-            status.state = Some(if was_running {
-                lost(reasons::LOST_WHEN_TERMINATED, Some(i.container_id(&newest.container.id)))
-            } else {
-                waiting("", "")
-            });
-        }
-        CriState::Exited => status.state = Some(terminated(i, newest)),
+/// A container with its kind.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member<'a> {
+    /// What it is for.
+    pub kind: Kind,
+    /// Its definition. That of an ephemeral container says the same in another type and is made for the occasion.
+    pub container: Cow<'a, Container>,
+    /// The container whose processes an ephemeral container is to see.
+    pub target: Option<&'a str>,
+}
+
+impl Member<'_> {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.container.name
     }
-    if newest.container.state != CriState::Running {
-        wait_for_start(i, container, Some(newest), &mut status);
+
+    /// Where the spec has it, as events name it: `spec.initContainers{c}`.
+    #[must_use]
+    pub fn field_path(&self) -> String {
+        let list = match self.kind {
+            Kind::Init | Kind::Sidecar => "initContainers",
+            Kind::Regular => "containers",
+            Kind::Ephemeral => "ephemeralContainers",
+        };
+        format!("spec.{list}{{{}}}", self.name())
     }
-    status
 }
 
-/// No instance is known to the runtime: never started, or forgotten.
-fn forgotten(
-    i: &PodInputs,
-    container: &Container,
-    previous: Option<&ContainerStatus>,
-    status: &mut ContainerStatus,
-) {
-    let default = if i.spec().init_containers.as_ref().is_some_and(|c| !c.is_empty()) {
-        reasons::POD_INITIALIZING
-    } else {
-        reasons::CONTAINER_CREATING
-    };
-    status.state = Some(waiting(default, ""));
-    let Some(previous) = previous else {
-        wait_for_start(i, container, None, status);
-        return;
-    };
-    status.restart_count = previous.restart_count;
-    status.last_state = previous.last_state.clone().filter(|s| s.terminated.is_some());
-    let state = previous.state.as_ref();
-    if state.is_some_and(|s| s.terminated.is_some()) {
-        *status = previous.clone();
-        status.ready = false;
-        status.started = Some(false);
-    } else if state.is_some_and(|s| s.running.is_some()) {
-        if i.is_deleted() {
-            status.image_id = previous.image_id.clone();
-            status.container_id = previous.container_id.clone();
-            status.state = Some(lost(reasons::LOST_WHEN_DELETED, previous.container_id.clone()));
-            return;
-        }
-        status.last_state = Some(lost(reasons::LOST_WHEN_DELETED, previous.container_id.clone()));
-        status.restart_count += 1;
+/// All containers: init containers and sidecars as declared, then regular ones, then ephemeral ones.
+pub fn all(spec: &PodSpec) -> impl Iterator<Item = Member<'_>> {
+    init(spec).chain(regular(spec)).chain(ephemeral(spec))
+}
+
+/// Init containers and sidecars, as declared.
+pub fn init(spec: &PodSpec) -> impl Iterator<Item = Member<'_>> {
+    spec.init_containers.iter().flatten().map(|container| Member {
+        kind: if is_sidecar(container) { Kind::Sidecar } else { Kind::Init },
+        container: Cow::Borrowed(container),
+        target: None,
+    })
+}
+
+/// Regular containers, as declared.
+pub fn regular(spec: &PodSpec) -> impl Iterator<Item = Member<'_>> {
+    let member =
+        |container| Member { kind: Kind::Regular, container: Cow::Borrowed(container), target: None };
+    spec.containers.iter().map(member)
+}
+
+/// Ephemeral containers, in the order in which they were added.
+pub fn ephemeral(spec: &PodSpec) -> impl Iterator<Item = Member<'_>> {
+    spec.ephemeral_containers.iter().flatten().map(|container| Member {
+        kind: Kind::Ephemeral,
+        container: Cow::Owned(as_container(container)),
+        target: container.target_container_name.as_deref().filter(|name| !name.is_empty()),
+    })
+}
+
+/// The container of this name, of any kind.
+#[must_use]
+pub fn find<'a>(spec: &'a PodSpec, name: &str) -> Option<Member<'a>> {
+    all(spec).find(|member| member.name() == name)
+}
+
+/// Whether an init container is a sidecar.
+#[must_use]
+pub fn is_sidecar(container: &Container) -> bool {
+    coracle_api::pod::is_sidecar(container)
+}
+
+fn as_container(ephemeral: &EphemeralContainer) -> Container {
+    let of = ephemeral.clone();
+    Container {
+        args: of.args,
+        command: of.command,
+        env: of.env,
+        env_from: of.env_from,
+        image: of.image,
+        image_pull_policy: of.image_pull_policy,
+        lifecycle: of.lifecycle,
+        liveness_probe: of.liveness_probe,
+        name: of.name,
+        ports: of.ports,
+        readiness_probe: of.readiness_probe,
+        resize_policy: of.resize_policy,
+        resources: of.resources,
+        restart_policy: of.restart_policy,
+        restart_policy_rules: of.restart_policy_rules,
+        security_context: of.security_context,
+        startup_probe: of.startup_probe,
+        stdin: of.stdin,
+        stdin_once: of.stdin_once,
+        termination_message_path: of.termination_message_path,
+        termination_message_policy: of.termination_message_policy,
+        tty: of.tty,
+        volume_devices: of.volume_devices,
+        volume_mounts: of.volume_mounts,
+        working_dir: of.working_dir,
     }
-    wait_for_start(i, container, None, status);
 }
 
-/// Replaces the state by what delays or prevents the next start, if there is to be one.
-fn wait_for_start(
-    i: &PodInputs,
-    container: &Container,
-    newest: Option<&cri::ContainerStatus>,
-    status: &mut ContainerStatus,
-) {
-    if i.lifecycle != Lifecycle::Syncing || !i.should_start(container) {
-        return;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_container_is_found_by_name_and_named_at_its_path() {
+        let spec: PodSpec = serde_json::from_value(serde_json::json!({
+            "containers": [{"name": "a", "image": "x"}],
+            "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+            "ephemeralContainers": [{"name": "e", "image": "y", "targetContainerName": "a"}],
+        }))
+        .unwrap();
+        let listed: Vec<_> = all(&spec).map(|m| (m.kind, m.field_path())).collect();
+        assert_eq!(
+            listed,
+            [
+                (Kind::Init, "spec.initContainers{i}".to_owned()),
+                (Kind::Sidecar, "spec.initContainers{s}".to_owned()),
+                (Kind::Regular, "spec.containers{a}".to_owned()),
+                (Kind::Ephemeral, "spec.ephemeralContainers{e}".to_owned()),
+            ]
+        );
+        let found = find(&spec, "e").unwrap();
+        assert_eq!((found.container.image.as_deref(), found.target), (Some("y"), Some("a")));
+        assert_eq!(find(&spec, "z"), None);
     }
-    let name = container.name.as_str();
-    if i.is_starting(name) {
-        // Until the start has an outcome, what was shown before is still true.
-        if let Some(before) = i.previous(name).and_then(|p| p.state.clone()).filter(|s| s.running.is_none()) {
-            status.state = Some(before);
-            status.last_state = i.previous(name).and_then(|p| p.last_state.clone());
-        }
-        return;
-    }
-    let exited = newest.filter(|n| n.container.state == CriState::Exited);
-    let shown = failure_shown(i, container, exited)
-        .or_else(|| exited.and_then(|e| crash_loop_shown(i, container, e)));
-    let Some((reason, message)) = shown else { return };
-    if let Some(exited) = exited {
-        status.last_state = Some(terminated(i, exited));
-    } else if let Some(ended) = status.state.take().filter(|s| s.terminated.is_some()) {
-        status.last_state = Some(ended);
-    }
-    status.state = Some(waiting(&reason, &message));
-}
-
-fn failure_shown(
-    i: &PodInputs,
-    container: &Container,
-    exited: Option<&cri::ContainerStatus>,
-) -> Option<(String, String)> {
-    let failure = plan::current_failure(i, container)?;
-    let ended_at_once = failure.reason == reasons::RUN_CONTAINER_ERROR && exited.is_some();
-    if ended_at_once && failure.backing_off {
-        return crash_loop_shown(i, container, exited?).or_else(|| Some(failure.shown()));
-    }
-    Some(failure.shown())
-}
-
-fn crash_loop_shown(
-    i: &PodInputs,
-    container: &Container,
-    exited: &cri::ContainerStatus,
-) -> Option<(String, String)> {
-    let name = container.name.as_str();
-    if i.history.was_replaced(name, &exited.container.id) || !i.exit_is_seen(exited) {
-        return None;
-    }
-    let entry = plan::restart_backoff(i, name, &definition_hash(container))?;
-    entry.until(exited.finished_at.unwrap_or(exited.container.created_at))?;
-    let message = reasons::crash_loop_message(entry.delay, name, &i.full_name());
-    Some((reasons::CRASH_LOOP_BACK_OFF.to_owned(), message))
-}
-
-fn describe_instance(i: &PodInputs, newest: &cri::ContainerStatus, status: &mut ContainerStatus) {
-    let annotations = &newest.container.annotations;
-    if let Some(image) = annotations.get(ANNOTATION_IMAGE) {
-        status.image.clone_from(image);
-    }
-    status.image_id = annotations.get(ANNOTATION_IMAGE_ID).unwrap_or(&newest.container.image_ref).clone();
-    status.container_id = Some(i.container_id(&newest.container.id));
-    let count = newest.container.attempt.max(i.restart_count(&status.name));
-    status.restart_count = i32::try_from(count).unwrap_or(i32::MAX);
-}
-
-fn describe_running(container: &Container, newest: &cri::ContainerStatus, status: &mut ContainerStatus) {
-    if let Some(resources) = &container.resources {
-        status.allocated_resources = resources.requests.clone().filter(|r| !r.is_empty());
-        let ResourceRequirements { limits, requests, .. } = resources.clone();
-        status.resources = Some(ResourceRequirements { limits, requests, claims: None });
-    }
-    status.user = newest.user.as_ref().map(|user| ContainerUser {
-        linux: Some(LinuxContainerUser {
-            uid: user.uid,
-            gid: user.gid,
-            supplemental_groups: Some(user.supplemental_groups.clone()).filter(|groups| !groups.is_empty()),
-        }),
-    });
-}
-
-fn last_state(
-    i: &PodInputs,
-    instances: &[&cri::ContainerStatus],
-    previous: Option<&ContainerStatus>,
-) -> Option<ContainerState> {
-    if let Some(before) = instances.get(1).filter(|c| c.container.state == CriState::Exited) {
-        return Some(terminated(i, before));
-    }
-    let newest = i.container_id(&instances.first()?.container.id);
-    let other = |s: &&ContainerState| {
-        s.terminated.as_ref().is_some_and(|t| t.container_id.as_deref() != Some(newest.as_str()))
-    };
-    let previous = previous?;
-    previous.state.as_ref().filter(other).or_else(|| previous.last_state.as_ref().filter(other)).cloned()
-}
-
-fn running(container: &cri::ContainerStatus) -> ContainerState {
-    let started_at = Some(Time(container.started_at.unwrap_or(container.container.created_at)));
-    ContainerState { running: Some(ContainerStateRunning { started_at }), ..ContainerState::default() }
-}
-
-fn waiting(reason: &str, message: &str) -> ContainerState {
-    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let waiting = ContainerStateWaiting { reason: text(reason), message: text(message) };
-    ContainerState { waiting: Some(waiting), ..ContainerState::default() }
-}
-
-/// The state of an instance that has ended.
-pub(super) fn terminated(i: &PodInputs, container: &cri::ContainerStatus) -> ContainerState {
-    let exit_code = container.exit_code.unwrap_or(UNKNOWN_EXIT_CODE);
-    let by_code = if exit_code == 0 { reasons::COMPLETED } else { reasons::ERROR };
-    let reason = if container.reason.is_empty() { by_code } else { container.reason.as_str() };
-    // What the runtime says of the end, and what the container itself has left behind.
-    let left = i.termination_messages.get(&container.container.id).map_or("", String::as_str);
-    let said: Vec<&str> = [container.message.as_str(), left].into_iter().filter(|m| !m.is_empty()).collect();
-    let message = (!said.is_empty()).then(|| said.join(": "));
-    let terminated = ContainerStateTerminated {
-        container_id: Some(i.container_id(&container.container.id)),
-        exit_code,
-        reason: Some(reason.to_owned()),
-        message,
-        // One that could not be started has the zero of the runtime's clock, as upstream.
-        started_at: Some(Time(container.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
-        finished_at: container.finished_at.map(Time),
-        signal: None,
-    };
-    ContainerState { terminated: Some(terminated), ..ContainerState::default() }
-}
-
-fn lost(message: &str, container_id: Option<String>) -> ContainerState {
-    let terminated = ContainerStateTerminated {
-        container_id,
-        exit_code: UNKNOWN_EXIT_CODE,
-        reason: Some(reasons::CONTAINER_STATUS_UNKNOWN.to_owned()),
-        message: Some(message.to_owned()),
-        ..ContainerStateTerminated::default()
-    };
-    ContainerState { terminated: Some(terminated), ..ContainerState::default() }
 }

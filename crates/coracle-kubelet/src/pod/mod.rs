@@ -6,7 +6,8 @@
 
 pub mod backoff;
 mod conditions;
-mod containers;
+mod container_status;
+pub mod containers;
 pub mod history;
 pub mod image_name;
 pub mod inputs;

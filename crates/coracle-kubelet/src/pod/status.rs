@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::inputs::{Lifecycle, PodInputs, TerminationCause, UNKNOWN_EXIT_CODE};
 use super::phase::{self, Phase};
-use super::{conditions, containers, reasons};
+use super::{conditions, container_status, reasons};
 
 /// Computes the status. Total, and a function of its inputs alone. What belongs to others (QoS class, foreign
 /// conditions, nominated node …) is taken over from the object.
@@ -31,8 +31,12 @@ pub fn status(i: &PodInputs) -> PodStatus {
     set_pod_ips(i, &mut status);
 
     let ended = matches!(i.lifecycle, Lifecycle::Terminated { .. } | Lifecycle::Gone);
-    let mut statuses: Vec<_> =
-        i.spec().containers.iter().map(|container| containers::container_status(i, container)).collect();
+    let mut statuses: Vec<_> = i
+        .spec()
+        .containers
+        .iter()
+        .map(|container| container_status::container_status(i, container))
+        .collect();
     statuses.sort_by(|a, b| a.name.cmp(&b.name));
     if ended {
         statuses.iter_mut().for_each(end_unknown);
