@@ -220,7 +220,7 @@ step_suite() {
     arguments="--test-threads=2 --nocapture"
     for part in $(echo "$vm_skip" | tr , ' '); do arguments="$arguments --skip $part"; done
     [ "$vm_tests" = all ] || arguments="$arguments $(echo "$vm_tests" | tr , ' ')"
-    export CORACLE_E2E_PATIENCE=$vm_patience CORACLE_E2E_IMAGE=/opt/busybox.tar
+    export CORACLE_E2E_PATIENCE=$vm_patience CORACLE_E2E_IMAGE=/opt/busybox.tar CORACLE_E2E_BOMB=/opt/bomb.tar
     # A line for each test as it ends; the rest is for who looks into what failed.
     { suite $arguments 2>&1 || echo failed >/tmp/failed; } | while read -r line; do
         case $line in

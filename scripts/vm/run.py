@@ -164,6 +164,7 @@ def build(coracle, suite, verbose):
     for file in sorted((HERE / "pods").iterdir()):
         install(disk, file, f"/opt/pods/{file.name}", 0o644)
     run(sys.executable, ROOT / "scripts/busybox-image.py", disk / "opt/busybox.tar", "--name", "busybox:1.35")
+    run(sys.executable, ROOT / "scripts/bomb-image.py", disk / "opt/bomb.tar", "x86_64")
     (disk / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
     for name in MODULES:
         source, target = modules / name, disk / "lib/modules" / version / "kernel" / name

@@ -63,56 +63,39 @@ fn nobody_else_reads_keys_secrets_tokens_or_the_store() {
     }
 }
 
-/// Makes an archive of an image whose one layer has an entry with hundreds of megabytes of attributes, packed.
-const BOMB: &str = r#"
-import gzip, io, json, sys, tarfile
-value = b"a" * 1000000
-record = b" SCHILY.xattr.user.x=" + value + b"\n"
-length = len(record) + 7
-record = str(length).encode() + record
-assert len(record) == length
-header = tarfile.TarInfo("x"); header.type = b"x"; header.size = length
-block = header.tobuf(tarfile.USTAR_FORMAT) + record + b"\0" * (-length % 512)
-layer = gzip.compress(block) * 300
-arch = {"aarch64": "arm64"}.get(sys.argv[2], "amd64")
-config = json.dumps({"architecture": arch, "os": "linux",
-                     "rootfs": {"type": "layers", "diff_ids": ["sha256:" + "0" * 64]}}).encode()
-manifest = json.dumps([{"Config": "config.json", "RepoTags": ["bomb:1"], "Layers": ["layer.tar"]}]).encode()
-with tarfile.open(sys.argv[1], "w") as out:
-    for name, data in [("manifest.json", manifest), ("config.json", config), ("layer.tar", layer)]:
-        entry = tarfile.TarInfo(name); entry.size = len(data)
-        out.addfile(entry, io.BytesIO(data))
-"#;
-
-/// Runs a command; says on the last line what memory it took, in kilobytes.
-const MEASURED: &str = r"
-import resource, subprocess, sys
-code = subprocess.run(sys.argv[1:]).returncode
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(code)
-";
+/// The archive that `scripts/bomb-image.py` makes, unless one was made where there is Python.
+fn bomb(cluster: &Cluster) -> PathBuf {
+    if let Some(made) = std::env::var_os("CORACLE_E2E_BOMB") {
+        return made.into();
+    }
+    let bomb = cluster.data().join("bomb.tar");
+    let script = Command::new("python3")
+        .arg("scripts/bomb-image.py")
+        .arg(&bomb)
+        .arg(std::env::consts::ARCH)
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(script.status.success(), "{script:?}");
+    bomb
+}
 
 #[test]
 fn an_image_that_is_a_bomb_is_refused_and_the_cluster_lives_on() {
     let cluster = Cluster::start();
-    let bomb = cluster.data().join("bomb.tar");
-    let made = Command::new("python3")
-        .args(["-c", BOMB, bomb.to_str().unwrap(), std::env::consts::ARCH])
-        .current_dir(root())
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
+    let bomb = bomb(&cluster);
     assert!(std::fs::metadata(&bomb).unwrap().len() < 1 << 20);
     let measured = |archive: &str| {
         let import = cluster.coracle_command(&["image", "import", archive]);
-        let output = Command::new("python3")
-            .args(["-c", MEASURED])
+        let output = Command::new("busybox")
+            .args(["time", "-v"])
             .arg(import.get_program())
             .args(import.get_args())
             .output()
             .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let memory: u64 = text.trim().lines().last().unwrap().parse().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let (_, after) = said.split_once("Maximum resident set size (kbytes): ").expect("time says it");
+        let memory: u64 = after.lines().next().unwrap().trim().parse().unwrap();
         (output, memory)
     };
     let (output, memory) = measured(bomb.to_str().unwrap());

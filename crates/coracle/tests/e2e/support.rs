@@ -250,6 +250,8 @@ impl Cluster {
             .arg("edit")
             .args(arguments)
             .env("KUBE_EDITOR", format!("sed -i '{expression}'"))
+            // kubectl asks bash otherwise, which not every machine has.
+            .env("SHELL", "/bin/sh")
             .output()
             .unwrap();
         check(&output, "kubectl edit");
