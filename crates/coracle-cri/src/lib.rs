@@ -10,6 +10,7 @@
 mod error;
 mod image;
 mod network;
+pub mod probe;
 mod runtime;
 pub mod scripted;
 mod stream;

@@ -8,6 +8,7 @@
 
 mod commands;
 mod images;
+mod network;
 mod output;
 mod script;
 mod service;
