@@ -12,6 +12,7 @@ pub const SUBDOMAIN_BYTES_MAX: usize = 253;
 
 const LABEL_FORMAT: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const SUBDOMAIN_FORMAT: &str = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*";
+const SEARCH_DOMAIN_FORMAT: &str = r"_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*";
 const LABEL_1035_FORMAT: &str = "[a-z]([-a-z0-9]*[a-z0-9])?";
 const QUALIFIED_FORMAT: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";
 const LABEL_VALUE_FORMAT: &str = "(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?";
@@ -90,6 +91,43 @@ pub fn dns1123_subdomain(value: &str) -> Complaints {
         ));
     }
     out
+}
+
+/// A domain to search names in, which may have underscores.
+#[must_use]
+pub fn search_domain(value: &str) -> Complaints {
+    let mut out = Vec::new();
+    if value.len() > SUBDOMAIN_BYTES_MAX {
+        out.push(too_long(SUBDOMAIN_BYTES_MAX));
+    }
+    let label = |label: &str| {
+        let bytes = label.strip_prefix('_').unwrap_or(label).as_bytes();
+        bytes.first().is_some_and(|&b| lower_alphanumeric(b))
+            && bytes.last().is_some_and(|&b| lower_alphanumeric(b))
+            && bytes.iter().all(|&b| lower_alphanumeric(b) || matches!(b, b'-' | b'_'))
+    };
+    if !value.split('.').all(label) {
+        out.push(format_complaint(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', \
+             and must start and end with an alphanumeric character",
+            SEARCH_DOMAIN_FORMAT,
+            &["example.com"],
+        ));
+    }
+    out
+}
+
+/// The name of a header of an HTTP request.
+#[must_use]
+pub fn http_header(value: &str) -> Complaints {
+    if !value.is_empty() && value.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Vec::new();
+    }
+    vec![format_complaint(
+        "a valid HTTP header must consist of alphanumeric characters or '-'",
+        "[-A-Za-z0-9]+",
+        &["X-Header-Name"],
+    )]
 }
 
 /// A label as in RFC 1035: names of Services.

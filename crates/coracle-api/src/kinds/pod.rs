@@ -7,6 +7,7 @@ mod table;
 pub(super) mod template;
 mod update;
 mod validate;
+mod warnings;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -21,6 +22,9 @@ use crate::names;
 use crate::pod::qos_class;
 use crate::table::{Column, RowCondition};
 use crate::{metadata, tree};
+
+/// The annotation of a Pod that stands for one that a node runs of its own accord.
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What is special about Pods.
 pub(crate) struct PodStrategy;
@@ -51,7 +55,7 @@ impl Strategy for PodStrategy {
     }
 
     fn validate_create(&self, pod: &Value) -> Vec<FieldError> {
-        let mut errors = validate::pod(pod);
+        let mut errors = validate::new_pod(pod);
         errors.extend(supported::refuse(pod));
         errors
     }
@@ -66,7 +70,7 @@ impl Strategy for PodStrategy {
 
     fn warnings(&self, pod: &Value, old: Option<&Value>) -> Vec<String> {
         // Updates of Pods are frequent and made by machines.
-        if old.is_some() { Vec::new() } else { validate::warnings(pod) }
+        if old.is_some() { Vec::new() } else { warnings::warnings(pod) }
     }
 
     fn has_generation(&self) -> bool {

@@ -33,7 +33,7 @@ pub(super) fn not_negative(object: &Value, path: &Path, fields: &[&str]) -> Vec<
 }
 
 /// What is wrong with the form of a label selector.
-fn form(selector: &Value, path: &Path) -> Vec<FieldError> {
+pub(super) fn label_selector(selector: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = validate_labels(selector.get("matchLabels"), &path.child("matchLabels"));
     for (index, expression) in list_at(selector, &["matchExpressions"]).iter().enumerate() {
         let path = path.child("matchExpressions").index(index);
@@ -88,7 +88,7 @@ pub(super) fn replicated(spec: &Value, path: &Path) -> Vec<FieldError> {
     match spec.get("selector") {
         None => errors.push(FieldError::required(&at, "")),
         Some(selector) => {
-            errors.extend(form(selector, &at));
+            errors.extend(label_selector(selector, &at));
             let says_nothing = entries_at(selector, &["matchLabels"]).next().is_none()
                 && list_at(selector, &["matchExpressions"]).is_empty();
             if says_nothing {

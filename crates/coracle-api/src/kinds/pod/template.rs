@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{defaults, supported, validate};
+use super::validate::{self, Whose};
+use super::{defaults, supported, warnings as warn};
 use crate::field::{FieldError, Path};
 use crate::metadata::{validate_annotations, validate_labels};
 use crate::table::Column;
@@ -31,7 +32,11 @@ pub(in crate::kinds) fn validate(template: &Value, path: &Path) -> Vec<FieldErro
         &metadata.child("annotations"),
     ));
     let spec = template.get("spec").unwrap_or(&Value::Null);
-    errors.extend(validate::spec(spec, &path.child("spec")));
+    errors.extend(validate::spec(spec, &path.child("spec"), Whose::Template));
+    if !tree::is_empty(spec.get("ephemeralContainers")) {
+        let path = path.child("spec").child("ephemeralContainers");
+        errors.push(FieldError::forbidden(&path, "ephemeral containers not allowed in pod template"));
+    }
     errors.extend(supported::refuse_spec(spec, &path.child("spec")));
     errors
 }
@@ -39,7 +44,7 @@ pub(in crate::kinds) fn validate(template: &Value, path: &Path) -> Vec<FieldErro
 /// What is worth knowing of a template although nothing is wrong.
 pub(in crate::kinds) fn warnings(template: &Value, path: &Path) -> Vec<String> {
     let at = path.child("spec");
-    validate::spec_warnings(template.get("spec").unwrap_or(&Value::Null), at.as_str())
+    warn::spec_warnings(template.get("spec").unwrap_or(&Value::Null), at.as_str())
 }
 
 /// The cells of [`CONTAINERS`] and [`IMAGES`].

@@ -1,36 +1,97 @@
-//! What is wrong with a new Pod, in upstream's words.
+//! What is wrong with a Pod, in upstream's words.
+//!
+//! Each part of a spec has its file; this one puts them together, in the order in which upstream complains. What is
+//! well-formed but not built is not judged here but in [`super::supported`].
 
-use std::collections::BTreeSet;
+mod containers;
+mod env;
+mod handlers;
+mod mounts;
+mod network;
+mod resources;
+mod scheduling;
+mod security;
+mod volumes;
+
+use std::collections::BTreeMap;
 
 use serde_json::Value;
+
+pub(super) use containers::image;
+pub(super) use scheduling::tolerations;
 
 use crate::field::{FieldError, Path};
 use crate::metadata::validate_labels;
 use crate::names;
-use crate::quantity::Quantity;
-use crate::tree::{self, entries_at, int_at, list_at, str_at, true_at};
+use crate::tree::{at, int_at, is_empty, list_at, str_at, true_at};
 
-/// The resources that containers may name without a domain.
-const CONTAINER_RESOURCES: [&str; 3] = ["cpu", "memory", "ephemeral-storage"];
+const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
+
+/// Most seconds that a Pod may be given.
+pub(super) const DEADLINE_MAX: i64 = i32::MAX as i64;
+
+/// The volumes of a spec by name.
+type Volumes<'a> = BTreeMap<&'a str, &'a Value>;
+
+/// Whose spec is judged.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// A Pod's.
+    Pod,
+    /// That of Pods to be made of it.
+    Template,
+}
+
+/// What the checks of one part have to know of the whole.
+struct Within<'a> {
+    spec: &'a Value,
+    whose: Whose,
+    volumes: Volumes<'a>,
+    /// How long the Pod may take to end.
+    grace: Option<i64>,
+    /// Name of the system that the Pod asks for; empty if it does not say.
+    os: &'a str,
+    /// Whether the Pod's users are the node's.
+    host_users: bool,
+}
 
 fn one_of(value: &str, path: &Path, supported: &[&str]) -> Option<FieldError> {
     if value.is_empty() {
         Some(FieldError::required(path, ""))
-    } else if supported.contains(&value) {
-        None
     } else {
-        Some(FieldError::not_supported(path, value, supported))
+        not_supported_unless(value, path, supported)
     }
+}
+
+fn not_supported_unless(value: &str, path: &Path, supported: &[&str]) -> Option<FieldError> {
+    (!supported.contains(&value)).then(|| FieldError::not_supported(path, value, supported))
 }
 
 fn invalid_each(path: &Path, value: &str, complaints: Vec<String>) -> impl Iterator<Item = FieldError> {
     complaints.into_iter().map(move |c| FieldError::invalid(path, value, c))
 }
 
-pub(super) fn pod(pod: &Value) -> Vec<FieldError> {
+/// What is wrong with a Pod that is to be made.
+pub(super) fn new_pod(object: &Value) -> Vec<FieldError> {
+    let mut errors = pod(object);
     let path = Path::new("spec");
-    let said = pod.get("spec").unwrap_or(&Value::Null);
-    let mut errors = spec(said, &path);
+    let spec = object.get("spec").unwrap_or(&Value::Null);
+    if !is_empty(spec.get("ephemeralContainers")) {
+        errors.push(FieldError::forbidden(&path.child("ephemeralContainers"), "cannot be set on create"));
+    }
+    if !str_at(spec, &["nodeName"]).is_empty() && !is_empty(spec.get("schedulingGates")) {
+        let why = "cannot be set until all schedulingGates have been cleared";
+        errors.push(FieldError::forbidden(&path.child("nodeName"), why));
+    }
+    errors
+}
+
+/// What is wrong with a Pod, new or changed.
+pub(super) fn pod(object: &Value) -> Vec<FieldError> {
+    let path = Path::new("spec");
+    let said = object.get("spec").unwrap_or(&Value::Null);
+    let mut errors = annotations(object, said);
+    errors.extend(spec(said, &path, Whose::Pod));
     // What admission has set by now; a template leaves it open.
     let priority = int_at(said, &["priority"]).unwrap_or(0);
     if priority != 0 {
@@ -48,384 +109,160 @@ pub(super) fn pod(pod: &Value) -> Vec<FieldError> {
     errors
 }
 
+/// What is wrong with the annotations that mean something of a Pod.
+fn annotations(object: &Value, spec: &Value) -> Vec<FieldError> {
+    let path = Path::new("metadata").child("annotations");
+    let said = |key: &str| at(object, &["metadata", "annotations", key]).and_then(Value::as_str);
+    let mut errors = Vec::new();
+    if let Some(mirrored) = said(super::MIRROR).filter(|_| str_at(spec, &["nodeName"]).is_empty()) {
+        let why = "must set spec.nodeName if mirror pod annotation is set";
+        errors.push(FieldError::invalid(&path.key(super::MIRROR), mirrored, why));
+    }
+    if let Some(cost) = said(DELETION_COST).filter(|cost| !is_number(cost)) {
+        errors.push(FieldError::invalid(&path.key(DELETION_COST), cost, "must be a 32bit integer"));
+    }
+    errors
+}
+
+/// Which Pods a ReplicaSet gives up first.
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// Whether a text is an integer as it is usually written.
+fn is_number(text: &str) -> bool {
+    text.parse::<i32>().is_ok_and(|number| number.to_string() == text)
+}
+
 /// What is wrong with the spec of a Pod, or of one to be made of a template, that stands at `path`.
-pub(super) fn spec(spec: &Value, path: &Path) -> Vec<FieldError> {
-    let mut errors = containers(spec, &path.child("containers"));
+pub(super) fn spec(spec: &Value, path: &Path, whose: Whose) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let grace = int_at(spec, &["terminationGracePeriodSeconds"]);
+    if grace.is_none() {
+        errors.push(FieldError::required(&path.child("terminationGracePeriodSeconds"), ""));
+    }
+    let (volumes, wrong) = volumes::volumes(spec, &path.child("volumes"));
+    errors.extend(wrong);
+    let host_users = spec.get("hostUsers") != Some(&Value::Bool(false));
+    let os = str_at(spec, &["os", "name"]);
+    let within = Within { spec, whose, volumes, grace, os, host_users };
+    errors.extend(containers::regular(&within, &path.child("containers")));
+    errors.extend(containers::init(&within, &path.child("initContainers")));
+    errors.extend(containers::ephemeral(&within, &path.child("ephemeralContainers")));
+    errors.extend(network::host_network(&within, path));
     errors.extend(one_of(
         str_at(spec, &["restartPolicy"]),
         &path.child("restartPolicy"),
         &["Always", "OnFailure", "Never"],
     ));
-    errors.extend(one_of(
-        str_at(spec, &["dnsPolicy"]),
-        &path.child("dnsPolicy"),
-        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
-    ));
+    errors.extend(network::dns_policy(spec, path));
     errors.extend(validate_labels(spec.get("nodeSelector"), &path.child("nodeSelector")));
-    if let Some(context) = spec.get("securityContext") {
-        let context_path = path.child("securityContext");
-        errors.extend(ids(context, &context_path));
-        for (index, group) in list_at(context, &["supplementalGroups"]).iter().enumerate() {
-            let group = group.as_i64().unwrap_or(0);
-            let path = context_path.child("supplementalGroups").index(index);
-            errors.extend(names::unix_id(group).into_iter().map(|c| FieldError::invalid(&path, group, c)));
-        }
+    errors.extend(security::pod(&within, path));
+    errors.extend(scheduling::affinity(spec, path));
+    errors.extend(network::dns_config(spec, path));
+    errors.extend(scheduling::readiness_gates(spec, path));
+    errors.extend(scheduling::scheduling_gates(spec, path));
+    errors.extend(scheduling::topology_spread(spec, path));
+    errors.extend(own_users(&within, path));
+    errors.extend(network::hostname_override(spec, path));
+    errors.extend(names_in(spec, path, &[("serviceAccountName", names::dns1123_subdomain)]));
+    errors.extend(names_in(spec, path, &[("nodeName", names::dns1123_subdomain)]));
+    let seconds = int_at(spec, &["activeDeadlineSeconds"]);
+    if let Some(seconds) = seconds.filter(|seconds| !(1..=DEADLINE_MAX).contains(seconds)) {
+        let why = names::not_in_range(1, DEADLINE_MAX);
+        errors.push(FieldError::invalid(&path.child("activeDeadlineSeconds"), seconds, why));
     }
-    for (field, check) in [
-        ("serviceAccountName", names::dns1123_subdomain as fn(&str) -> Vec<String>),
-        ("nodeName", names::dns1123_subdomain),
-        ("hostname", names::dns1123_label),
-    ] {
+    let labels: [NameRule; 2] = [("hostname", names::dns1123_label), ("subdomain", names::dns1123_label)];
+    errors.extend(names_in(spec, path, &labels));
+    errors.extend(tolerations(list_at(spec, &["tolerations"]), &path.child("tolerations")));
+    errors.extend(network::host_aliases(spec, path));
+    let classes: [NameRule; 2] =
+        [("priorityClassName", names::dns1123_subdomain), ("runtimeClassName", names::dns1123_subdomain)];
+    errors.extend(names_in(spec, path, &classes));
+    if let Some(preemption) = spec.get("preemptionPolicy").and_then(Value::as_str) {
+        let known = &["PreemptLowerPriority", "Never"];
+        errors.extend(one_of(preemption, &path.child("preemptionPolicy"), known));
+    }
+    if let Some(overhead) = spec.get("overhead") {
+        errors.extend(resources::overhead(overhead, &path.child("overhead")));
+    }
+    errors.extend(system(&within, path));
+    for (path, container) in containers_with_paths(spec, path) {
+        errors.extend(env::file_key_volumes(spec, container, &path));
+    }
+    errors.extend(containers::padded_images(&within, path));
+    errors
+}
+
+/// A field that is a name, and what is wrong with its values.
+type NameRule = (&'static str, fn(&str) -> Vec<String>);
+
+/// What is wrong with fields that are names or are left out.
+fn names_in(spec: &Value, path: &Path, rules: &[NameRule]) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    for (field, check) in rules {
         let value = str_at(spec, &[field]);
         if !value.is_empty() {
             errors.extend(invalid_each(&path.child(field), value, check(value)));
         }
     }
-    errors.extend(tolerations(list_at(spec, &["tolerations"]), &path.child("tolerations")));
-    let preemption = str_at(spec, &["preemptionPolicy"]);
-    if !preemption.is_empty() {
-        errors.extend(one_of(
-            preemption,
-            &path.child("preemptionPolicy"),
-            &["PreemptLowerPriority", "Never"],
-        ));
-    }
-    let scheduler = str_at(spec, &["schedulerName"]);
-    errors.extend(invalid_each(&path.child("schedulerName"), scheduler, names::dns1123_subdomain(scheduler)));
     errors
 }
 
-fn containers(spec: &Value, path: &Path) -> Vec<FieldError> {
-    let containers = list_at(spec, &["containers"]);
-    if containers.is_empty() {
-        return vec![FieldError::required(path, "")];
-    }
+/// All containers with their paths: those that run first, the regular ones, those that were added.
+pub(super) fn containers_with_paths<'a>(
+    spec: &'a Value,
+    path: &Path,
+) -> impl Iterator<Item = (Path, &'a Value)> {
+    let lists = ["initContainers", "containers", "ephemeralContainers"];
+    lists.into_iter().flat_map(move |field| {
+        let path = path.child(field);
+        list_at(spec, &[field]).iter().enumerate().map(move |(index, said)| (path.index(index), said))
+    })
+}
+
+/// What is wrong with a Pod whose users are not the node's. The names of two fields are not quite theirs upstream.
+fn own_users(within: &Within<'_>, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let mut container_names = BTreeSet::new();
-    let mut host_ports = BTreeSet::new();
-    for (index, container) in containers.iter().enumerate() {
-        let path = path.index(index);
-        let name = str_at(container, &["name"]);
-        if name.is_empty() {
-            errors.push(FieldError::required(&path.child("name"), ""));
-        } else {
-            errors.extend(invalid_each(&path.child("name"), name, names::dns1123_label(name)));
-            if !container_names.insert(name) {
-                errors.push(FieldError::duplicate(&path.child("name"), name));
-            }
+    if within.host_users {
+        return errors;
+    }
+    let why = "when `hostUsers` is false";
+    for (field, shown) in [("hostNetwork", "hostNetwork"), ("hostPID", "HostPID"), ("hostIPC", "HostIPC")] {
+        if true_at(within.spec, &[field]) {
+            errors.push(FieldError::forbidden(&path.child(shown), why));
         }
-        errors.extend(image(container, &path));
-        errors.extend(one_of(
-            str_at(container, &["terminationMessagePolicy"]),
-            &path.child("terminationMessagePolicy"),
-            &["File", "FallbackToLogsOnError"],
-        ));
-        errors.extend(ports(list_at(container, &["ports"]), &path.child("ports")));
-        errors.extend(env(list_at(container, &["env"]), &path.child("env")));
-        errors.extend(one_of(
-            str_at(container, &["imagePullPolicy"]),
-            &path.child("imagePullPolicy"),
-            &["Always", "IfNotPresent", "Never"],
-        ));
-        errors.extend(resources(container.get("resources"), &path.child("resources")));
-        errors.extend(security_context(container.get("securityContext"), &path.child("securityContext")));
-        for (port_index, port) in list_at(container, &["ports"]).iter().enumerate() {
-            let Some(number) = int_at(port, &["hostPort"]).filter(|n| *n != 0) else { continue };
-            let protocol = str_at(port, &["protocol"]);
-            let endpoint = format!("{protocol}/{}/{number}", str_at(port, &["hostIP"]));
-            if !host_ports.insert(endpoint.clone()) {
-                let path = path.child("ports").index(port_index).child("hostPort");
-                errors.push(FieldError::duplicate(&path, endpoint));
-            }
+    }
+    for (path, container) in containers_with_paths(within.spec, path) {
+        if !is_empty(container.get("volumeDevices")) {
+            errors.push(FieldError::forbidden(&path.child("volumeDevices"), why));
         }
     }
     errors
 }
 
-/// What is wrong with the image of the container at `path`.
-pub(super) fn image(container: &Value, path: &Path) -> Option<FieldError> {
-    let image = str_at(container, &["image"]);
-    let path = path.child("image");
-    if image.is_empty() {
-        Some(FieldError::required(&path, ""))
-    } else if image != image.trim() {
-        Some(FieldError::invalid(&path, image, "must not have leading or trailing whitespace"))
-    } else {
-        None
-    }
-}
-
-fn ports(ports: &[Value], path: &Path) -> Vec<FieldError> {
+/// What is wrong with the system that a Pod asks for, and with what it asks of it.
+fn system(within: &Within<'_>, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let mut port_names = BTreeSet::new();
-    for (index, port) in ports.iter().enumerate() {
-        let path = path.index(index);
-        let name = str_at(port, &["name"]);
-        if !name.is_empty() {
-            let complaints = names::port_name(name);
-            if complaints.is_empty() {
-                if !port_names.insert(name) {
-                    errors.push(FieldError::duplicate(&path.child("name"), name));
-                }
-            } else {
-                errors.extend(invalid_each(&path.child("name"), name, complaints));
-            }
-        }
-        let number = int_at(port, &["containerPort"]).unwrap_or(0);
-        if number == 0 {
-            errors.push(FieldError::required(&path.child("containerPort"), ""));
-        } else {
-            let path = path.child("containerPort");
-            errors.extend(
-                names::port_number(number).into_iter().map(|c| FieldError::invalid(&path, number, c)),
-            );
-        }
-        let number = int_at(port, &["hostPort"]).unwrap_or(0);
-        if number != 0 {
-            let path = path.child("hostPort");
-            errors.extend(
-                names::port_number(number).into_iter().map(|c| FieldError::invalid(&path, number, c)),
-            );
-        }
-        errors.extend(one_of(str_at(port, &["protocol"]), &path.child("protocol"), &["SCTP", "TCP", "UDP"]));
+    if within.spec.get("os").is_none() {
+        return errors;
     }
-    errors
-}
-
-fn env(variables: &[Value], path: &Path) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    for (index, variable) in variables.iter().enumerate() {
-        let path = path.index(index).child("name");
-        let name = str_at(variable, &["name"]);
-        if name.is_empty() {
-            errors.push(FieldError::required(&path, ""));
-        } else {
-            errors.extend(invalid_each(&path, name, names::env_var_name(name)));
+    match within.os {
+        "" => errors.push(FieldError::required(&path.child("os").child("name"), "")),
+        "linux" => {
+            let why = "windows options cannot be set for a linux pod";
+            let contexts = std::iter::once((path.clone(), within.spec))
+                .chain(containers_with_paths(within.spec, path))
+                .filter(|(_, said)| at(said, &["securityContext", "windowsOptions"]).is_some());
+            errors.extend(contexts.map(|(path, _)| {
+                FieldError::forbidden(&path.child("securityContext").child("windowsOptions"), why)
+            }));
+        }
+        // What a Pod for that system may not say is not judged: no node runs it.
+        "windows" => {}
+        other => {
+            errors.push(FieldError::not_supported(&path.child("os"), other, &["linux", "windows"]));
         }
     }
     errors
-}
-
-fn resources(resources: Option<&Value>, path: &Path) -> Vec<FieldError> {
-    let Some(resources) = resources else { return Vec::new() };
-    let mut errors = Vec::new();
-    let amount = |value: &Value| value.as_str().and_then(|text| text.parse::<Quantity>().ok());
-    for list in ["limits", "requests"] {
-        for (name, value) in entries_at(resources, &[list]) {
-            let path = path.child(list).key(name);
-            errors.extend(resource_name(name, &path));
-            let Some(quantity) = amount(value) else { continue };
-            if quantity.is_negative() {
-                errors.push(FieldError::invalid(
-                    &path,
-                    quantity.to_string(),
-                    "must be greater than or equal to 0",
-                ));
-            }
-            if name.contains('/') && !quantity.is_whole() {
-                errors.push(FieldError::invalid(&path, quantity.to_string(), "must be an integer"));
-            }
-        }
-    }
-    for (name, value) in entries_at(resources, &["requests"]) {
-        let (Some(request), limit) = (amount(value), tree::at(resources, &["limits", name]).and_then(amount))
-        else {
-            continue;
-        };
-        // Only what a node can lend out twice may be asked for without a limit.
-        let overcommit = !name.contains('/');
-        match limit {
-            Some(limit) if overcommit && request > limit => errors.push(FieldError::invalid(
-                &path.child("requests"),
-                request.to_string(),
-                format!("must be less than or equal to {name} limit of {limit}"),
-            )),
-            Some(limit) if !overcommit && request != limit => errors.push(FieldError::invalid(
-                &path.child("requests"),
-                request.to_string(),
-                format!("must be equal to {name} limit of {limit}"),
-            )),
-            None if !overcommit => errors.push(FieldError::required(
-                &path.child("limits"),
-                "Limit must be set for non overcommitable resources",
-            )),
-            _ => {}
-        }
-    }
-    errors
-}
-
-fn resource_name(name: &str, path: &Path) -> Vec<FieldError> {
-    let mut errors: Vec<FieldError> = invalid_each(path, name, names::qualified_name(name)).collect();
-    if errors.is_empty() && !name.contains('/') {
-        if !CONTAINER_RESOURCES.contains(&name) && !name.starts_with("hugepages-") {
-            errors.push(FieldError::invalid(
-                path,
-                name,
-                "must be a standard resource type or fully qualified",
-            ));
-            errors.push(FieldError::invalid(path, name, "must be a standard resource for containers"));
-        }
-    } else if errors.is_empty() && name.starts_with("kubernetes.io/") {
-        errors.push(FieldError::invalid(path, name, "doesn't follow extended resource name standard"));
-    }
-    errors
-}
-
-fn ids(context: &Value, path: &Path) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    for field in ["runAsUser", "runAsGroup"] {
-        if let Some(id) = int_at(context, &[field]) {
-            let path = path.child(field);
-            errors.extend(names::unix_id(id).into_iter().map(|c| FieldError::invalid(&path, id, c)));
-        }
-    }
-    errors
-}
-
-fn security_context(context: Option<&Value>, path: &Path) -> Vec<FieldError> {
-    let Some(context) = context else { return Vec::new() };
-    let mut errors = ids(context, path);
-    if context.get("allowPrivilegeEscalation") == Some(&Value::Bool(false)) {
-        if true_at(context, &["privileged"]) {
-            errors.push(FieldError::invalid(
-                path,
-                context.clone(),
-                "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-            ));
-        }
-        if list_at(context, &["capabilities", "add"]).iter().any(|c| c == "CAP_SYS_ADMIN" || c == "SYS_ADMIN")
-        {
-            errors.push(FieldError::invalid(
-                path,
-                context.clone(),
-                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-            ));
-        }
-    }
-    errors
-}
-
-/// What is wrong with a list of tolerations.
-pub(super) fn tolerations(tolerations: &[Value], path: &Path) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    for (index, toleration) in tolerations.iter().enumerate() {
-        let path = path.index(index);
-        let [key, operator, value, effect] =
-            ["key", "operator", "value", "effect"].map(|field| str_at(toleration, &[field]));
-        if !key.is_empty() {
-            errors.extend(invalid_each(&path.child("key"), key, names::qualified_name(key)));
-        }
-        if key.is_empty() && operator != "Exists" {
-            errors.push(FieldError::invalid(
-                &path.child("operator"),
-                operator,
-                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
-            ));
-        }
-        if toleration.get("tolerationSeconds").is_some() && effect != "NoExecute" {
-            errors.push(FieldError::invalid(
-                &path.child("effect"),
-                effect,
-                "effect must be 'NoExecute' when `tolerationSeconds` is set",
-            ));
-        }
-        match operator {
-            "" | "Equal" => {
-                let complaints = names::label_value(value);
-                if !complaints.is_empty() {
-                    errors.push(FieldError::invalid(&path.child("operator"), value, complaints.join(";")));
-                }
-            }
-            "Exists" => {
-                if !value.is_empty() {
-                    errors.push(FieldError::invalid(
-                        &path.child("operator"),
-                        toleration.clone(),
-                        "value must be empty when `operator` is 'Exists'",
-                    ));
-                }
-            }
-            other => {
-                errors.push(FieldError::not_supported(&path.child("operator"), other, &["Equal", "Exists"]));
-            }
-        }
-        if !effect.is_empty() && !["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect) {
-            errors.push(FieldError::not_supported(
-                &path.child("effect"),
-                effect,
-                &["NoSchedule", "PreferNoSchedule", "NoExecute"],
-            ));
-        }
-    }
-    errors
-}
-
-/// What is not wrong with a new Pod and still worth knowing.
-pub(super) fn warnings(pod: &Value) -> Vec<String> {
-    let mut out: Vec<String> = super::label_warning(crate::metadata::name(pod)).into_iter().collect();
-    out.extend(spec_warnings(pod.get("spec").unwrap_or(&Value::Null), "spec"));
-    out
-}
-
-/// What is worth knowing of the spec that stands at `at`.
-pub(super) fn spec_warnings(spec: &Value, at: &str) -> Vec<String> {
-    let mut out = Vec::new();
-    for (label, _) in entries_at(spec, &["nodeSelector"]) {
-        let replacement = match label.as_str() {
-            "beta.kubernetes.io/arch" => "v1.14; use \"kubernetes.io/arch\"",
-            "beta.kubernetes.io/os" => "v1.14; use \"kubernetes.io/os\"",
-            "failure-domain.beta.kubernetes.io/region" => "v1.17; use \"topology.kubernetes.io/region\"",
-            "failure-domain.beta.kubernetes.io/zone" => "v1.17; use \"topology.kubernetes.io/zone\"",
-            _ => continue,
-        };
-        out.push(format!("{at}.nodeSelector[{label}]: deprecated since {replacement} instead"));
-    }
-    if int_at(spec, &["terminationGracePeriodSeconds"]).is_some_and(|grace| grace < 0) {
-        out.push(format!(
-            "{at}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be treated as 1"
-        ));
-    }
-    for (index, container) in list_at(spec, &["containers"]).iter().enumerate() {
-        let path = format!("{at}.containers[{index}]");
-        let mut seen = BTreeSet::new();
-        for (index, variable) in list_at(container, &["env"]).iter().enumerate() {
-            let name = str_at(variable, &["name"]);
-            // A value that builds on the earlier one hides nothing.
-            let builds_on_it = str_at(variable, &["value"]).contains(&format!("$({name})"));
-            if !seen.insert(name) && !builds_on_it {
-                out.push(format!(
-                    "{path}.env[{index}]: hides previous definition of {}, which may be dropped when using apply",
-                    crate::field::go_quote(name)
-                ));
-            }
-        }
-        let ports = list_at(container, &["ports"]);
-        for (index, port) in ports.iter().enumerate() {
-            let same = |other: &Value| {
-                ["containerPort", "hostPort", "hostIP", "protocol"]
-                    .iter()
-                    .all(|f| other.get(*f) == port.get(*f))
-            };
-            if let Some(earlier) = ports[..index].iter().position(same) {
-                out.push(format!(
-                    "{path}.ports[{index}]: duplicate port definition with {path}.ports[{earlier}]"
-                ));
-            }
-        }
-        for list in ["limits", "requests"] {
-            for name in ["memory", "ephemeral-storage"] {
-                let text = str_at(container, &["resources", list, name]);
-                if text.parse::<Quantity>().is_ok_and(|quantity| !quantity.is_whole()) {
-                    out.push(format!(
-                        "{path}.resources.{list}[{name}]: fractional byte value {} is invalid, must be an integer",
-                        crate::field::go_quote(text)
-                    ));
-                }
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -580,33 +417,5 @@ mod tests {
         for (name, mutate, expected) in table {
             assert_eq!(errors_of(mutate), expected, "{name}");
         }
-    }
-
-    #[test]
-    fn warnings_point_at_what_surprises() {
-        let pod = json!({"metadata": {"name": "a.b"}, "spec": {
-            "terminationGracePeriodSeconds": -1,
-            "nodeSelector": {"beta.kubernetes.io/os": "linux"},
-            "containers": [{
-                "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}],
-                "ports": [{"containerPort": 1}, {"containerPort": 1}],
-                "resources": {"limits": {"memory": "100m"}},
-            }]
-        }});
-        assert_eq!(
-            warnings(&pod),
-            [
-                "metadata.name: this is used in the Pod's hostname, which can result in surprising behavior; a \
-                 DNS label is recommended: [must not contain dots]",
-                "spec.nodeSelector[beta.kubernetes.io/os]: deprecated since v1.14; use \"kubernetes.io/os\" instead",
-                "spec.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be \
-                 treated as 1",
-                "spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped when using \
-                 apply",
-                "spec.containers[0].ports[1]: duplicate port definition with spec.containers[0].ports[0]",
-                "spec.containers[0].resources.limits[memory]: fractional byte value \"100m\" is invalid, must be \
-                 an integer",
-            ]
-        );
     }
 }
