@@ -23,6 +23,7 @@ use crate::execute;
 use crate::pod::history::{History, Outcome};
 use crate::pod::inputs::{ImagePresence, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
 use crate::pod::reasons::PodEvent;
+use crate::pod::volumes::VolumesState;
 use crate::pod::{self, PodAction, PodPlan, Publication, containers, image_name};
 use crate::spec::{LABEL_POD_UID, PodIdentity};
 use crate::termination;
@@ -273,6 +274,7 @@ impl Worker {
             termination_messages: self.termination_messages.clone(),
             probes: BTreeMap::new(),
             images: BTreeMap::new(),
+            volumes: VolumesState::default(),
             operations: self.operations_in_flight(),
             history: self.history.clone(),
             previous_status: self.previous_status.clone(),
@@ -397,6 +399,13 @@ impl Worker {
             PodAction::Report(event) => {
                 self.history.network_reported |= event.reason == "NetworkNotReady";
                 context.report(&pod, &event);
+            }
+            PodAction::MountVolumes => {
+                let done = async { Outcome::VolumesSetUp(Box::default()) };
+                self.spawn(OperationKey::MountVolumes, None, done);
+            }
+            PodAction::UnmountVolumes => {
+                self.spawn(OperationKey::UnmountVolumes, None, async { Outcome::TeardownDone });
             }
             PodAction::DeletePod => {
                 self.spawn(
@@ -523,10 +532,12 @@ fn after_panic(key: &OperationKey) -> Outcome {
             }
         }
         OperationKey::DeletePod => Outcome::DeleteFailed,
+        OperationKey::MountVolumes => Outcome::VolumesSetUp(Box::default()),
         OperationKey::StopSandbox(_)
         | OperationKey::RemoveSandbox(_)
         | OperationKey::StopContainer(_)
         | OperationKey::RemoveContainer(_)
+        | OperationKey::UnmountVolumes
         | OperationKey::CleanUp => Outcome::TeardownFailed,
     }
 }

@@ -10,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::backoff::{self, Backoff};
 use super::reasons;
+use super::volumes::VolumesRound;
 
 /// Pause before what failed for no back-off of its own is tried again.
 pub(crate) const RETRY: SignedDuration = SignedDuration::from_secs(10);
@@ -144,6 +145,8 @@ pub enum Outcome {
         /// Which container.
         container: String,
     },
+    /// Volumes were set up, as far as they could be.
+    VolumesSetUp(Box<VolumesRound>),
     /// The API server took the final delete.
     DeleteSent,
     /// The API server did not take the final delete.
@@ -177,6 +180,8 @@ impl History {
                 history.failure = None;
                 history.pulled = None;
             }
+            // What the worker keeps of volumes is gathered anew for each turn.
+            Outcome::VolumesSetUp(_) => {}
             Outcome::DeleteSent => {
                 self.delete_sent = true;
                 self.delete_retry = None;

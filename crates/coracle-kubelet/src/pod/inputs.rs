@@ -9,6 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{self as api, Container, Pod, PodSpec, PodStatus};
 
 use super::history::History;
+use super::volumes::VolumesState;
 use crate::probe::ProbeResults;
 
 /// Everything [`super::plan`] and [`super::status`] look at.
@@ -36,6 +37,8 @@ pub struct PodInputs {
     pub probes: BTreeMap<ContainerId, ProbeResults>,
     /// What the image service says about the image of each container that does not run, by container name.
     pub images: BTreeMap<String, ImagePresence>,
+    /// How far its volumes are.
+    pub volumes: VolumesState,
     /// Work in flight.
     pub operations: BTreeMap<OperationKey, Operation>,
     /// What past attempts left behind.
@@ -135,6 +138,10 @@ pub enum OperationKey {
     StopContainer(ContainerId),
     /// Removing a dead container and its log.
     RemoveContainer(ContainerId),
+    /// Setting up volumes.
+    MountVolumes,
+    /// Taking volumes down.
+    UnmountVolumes,
     /// Telling the API server that the Pod may go.
     DeletePod,
     /// Removing the Pod's directories.

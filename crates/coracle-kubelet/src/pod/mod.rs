@@ -16,6 +16,7 @@ mod plan;
 mod publish;
 pub mod reasons;
 mod status;
+pub mod volumes;
 
 pub use inputs::{Lifecycle, PodInputs, TerminationCause};
 pub use plan::{MINIMUM_GRACE, PodAction, PodPlan, StartContainer, WaitingOn, plan};

@@ -9,7 +9,7 @@ use super::removal::remove_leftovers;
 use super::sandbox::plan_sandbox;
 use super::start::{StartFrame, current_failure, failure_holds_back, plan_start, restart_backoff};
 use super::terminating::{grace, teardown_waits};
-use super::{PodAction, PodPlan, WaitingOn};
+use super::{PodAction, PodPlan, WaitingOn, volumes};
 use crate::pod::backoff::Backoff;
 use crate::pod::definition_hash;
 use crate::pod::inputs::{ANNOTATION_HASH, OperationKey, PodInputs, SEEN_PATIENCE};
@@ -20,6 +20,9 @@ pub(super) fn plan_syncing(i: &PodInputs, plan: &mut PodPlan) {
         plan.wake(at);
     }
     remove_leftovers(i, plan);
+    if !volumes::plan_set_up(i, plan) {
+        return;
+    }
     let Some(sandbox) = i.ready_sandbox().filter(|s| !i.history.stopped_sandboxes.contains(&s.sandbox.id))
     else {
         plan_sandbox(i, plan);

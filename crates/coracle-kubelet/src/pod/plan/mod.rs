@@ -6,6 +6,7 @@ mod removal;
 mod sandbox;
 mod start;
 mod terminating;
+mod volumes;
 
 pub(super) use start::{current_failure, restart_backoff};
 
@@ -100,6 +101,10 @@ pub enum PodAction {
     },
     /// Tell the user.
     Report(PodEvent),
+    /// Set up volumes, or write anew those whose sources have changed.
+    MountVolumes,
+    /// Take the Pod's volumes down.
+    UnmountVolumes,
     /// Tell the API server that the Pod may go.
     DeletePod,
     /// Remove the Pod's directories.
@@ -132,6 +137,10 @@ pub struct StartContainer {
 pub enum WaitingOn {
     /// The network of the node.
     NetworkReady(String),
+    /// Volumes are being set up, or cannot be.
+    Volumes,
+    /// Volumes are being taken down.
+    VolumesTeardown,
     /// A sandbox is being made.
     Sandbox,
     /// The next try to make a sandbox.

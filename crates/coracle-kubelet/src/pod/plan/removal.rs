@@ -2,7 +2,7 @@
 
 use super::lifecycle::is_alive;
 use super::terminating::teardown_waits;
-use super::{PodAction, PodPlan, WaitingOn};
+use super::{PodAction, PodPlan, WaitingOn, volumes};
 use crate::pod::inputs::{OperationKey, PodInputs};
 use crate::pod::phase::Phase;
 
@@ -34,6 +34,9 @@ pub(super) fn remove_leftovers(i: &PodInputs, plan: &mut PodPlan) {
 }
 
 pub(super) fn plan_terminated(i: &PodInputs, plan: &mut PodPlan) {
+    if !volumes::plan_tear_down(i, plan) {
+        return;
+    }
     if i.object_gone {
         plan_removal(i, plan);
     } else if i.pod.metadata.deletion_timestamp.is_none() {

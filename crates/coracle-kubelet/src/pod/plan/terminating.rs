@@ -19,6 +19,7 @@ pub(super) fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut Po
             OperationKey::StartContainer(name) => {
                 plan.wait(WaitingOn::ContainerStart { container: name.clone() });
             }
+            OperationKey::MountVolumes => plan.actions.push(PodAction::Cancel(key.clone())),
             _ => {}
         }
     }

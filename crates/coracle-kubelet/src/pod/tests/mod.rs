@@ -2,6 +2,7 @@
 
 mod observed;
 mod phases;
+mod volumes;
 mod world;
 
 use std::collections::BTreeMap;
@@ -50,6 +51,7 @@ fn inputs(pod: Pod) -> PodInputs {
         termination_messages: BTreeMap::new(),
         probes: BTreeMap::new(),
         images: BTreeMap::new(),
+        volumes: Default::default(),
         operations: BTreeMap::new(),
         history: History::default(),
         previous_status: published.clone(),

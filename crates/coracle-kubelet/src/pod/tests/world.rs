@@ -11,6 +11,7 @@ use super::*;
 use crate::pod::history::Outcome;
 use crate::pod::inputs::{ImagePresence, Operation, OperationKey};
 use crate::pod::phase::Phase;
+use crate::pod::volumes::VolumesState;
 use crate::pod::{PodAction, PodPlan, Publication, plan, publication};
 
 /// What a test decides about a world.
@@ -24,6 +25,8 @@ struct Dice {
     vanish: Option<usize>,
     /// After which step the sandbox is lost.
     lose: Option<usize>,
+    /// It has volumes.
+    volumes: bool,
     /// Each use takes the next number.
     rolls: Vec<u8>,
 }
@@ -36,15 +39,17 @@ fn dice() -> impl Strategy<Value = Dice> {
         prop::option::of((0..60usize, 1..40i64)),
         prop::option::of(0..80usize),
         prop::option::of(0..60usize),
+        any::<bool>(),
         prop::collection::vec(any::<u8>(), 16..64),
     )
-        .prop_map(|(policy, pull_policy, containers, delete, vanish, lose, rolls)| Dice {
+        .prop_map(|(policy, pull_policy, containers, delete, vanish, lose, volumes, rolls)| Dice {
             policy,
             pull_policy,
             containers,
             delete,
             vanish,
             lose,
+            volumes,
             rolls,
         })
 }
@@ -73,7 +78,10 @@ impl World {
         let containers: Vec<_> = (0..dice.containers)
             .map(|n| json!({"name": format!("c{n}"), "image": "x:1", "imagePullPolicy": dice.pull_policy}))
             .collect();
-        let i = inputs(pod(json!({"restartPolicy": dice.policy, "containers": containers})));
+        let mut i = inputs(pod(json!({"restartPolicy": dice.policy, "containers": containers})));
+        if dice.volumes {
+            i.volumes = VolumesState { ready: false, due: Some(i.now), present: false };
+        }
         World {
             i,
             image_present: dice.rolls[0].is_multiple_of(2),
@@ -141,6 +149,8 @@ impl World {
                 PodAction::PullImage { container, .. } => OperationKey::PullImage(container),
                 PodAction::StartContainer(start) => OperationKey::StartContainer(start.container),
                 PodAction::RemoveContainer(id) => OperationKey::RemoveContainer(id),
+                PodAction::MountVolumes => OperationKey::MountVolumes,
+                PodAction::UnmountVolumes => OperationKey::UnmountVolumes,
                 PodAction::DeletePod => OperationKey::DeletePod,
                 PodAction::CleanUp => OperationKey::CleanUp,
                 _ => continue,
@@ -199,6 +209,11 @@ impl World {
                 return true;
             }
             PodAction::Report(_) => {}
+            PodAction::MountVolumes => {
+                self.i.volumes.present = true;
+                self.begin(OperationKey::MountVolumes, None);
+            }
+            PodAction::UnmountVolumes => self.begin(OperationKey::UnmountVolumes, None),
             PodAction::DeletePod => self.begin(OperationKey::DeletePod, None),
             PodAction::CleanUp => self.begin(OperationKey::CleanUp, None),
         }
@@ -303,6 +318,7 @@ impl World {
             OperationKey::StopSandbox(_)
             | OperationKey::RemoveSandbox(_)
             | OperationKey::RemoveContainer(_)
+            | OperationKey::UnmountVolumes
                 if fails =>
             {
                 Outcome::TeardownFailed
@@ -334,6 +350,15 @@ impl World {
             OperationKey::DeletePod => {
                 self.i.object_gone = true;
                 Outcome::DeleteSent
+            }
+            OperationKey::MountVolumes => {
+                let due = fails.then(|| self.i.now + SignedDuration::from_secs(1));
+                self.i.volumes = VolumesState { ready: due.is_none(), due, present: true };
+                Outcome::VolumesSetUp(Box::default())
+            }
+            OperationKey::UnmountVolumes => {
+                self.i.volumes.present = false;
+                Outcome::TeardownDone
             }
             OperationKey::CleanUp => Outcome::CleanedUp,
         }
@@ -445,6 +470,7 @@ proptest! {
         }
         prop_assert_eq!(&world.i.lifecycle, &Lifecycle::Gone);
         prop_assert!(world.i.sandboxes.is_empty() && world.i.containers.is_empty() && world.i.history.cleaned_up);
+        prop_assert!(!world.i.volumes.present);
     }
 }
 
