@@ -20,10 +20,12 @@ pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod replica_set;
+pub(crate) mod review;
 pub(crate) mod scale;
 pub(crate) mod secret;
 pub(crate) mod service;
 pub(crate) mod service_account;
+pub(crate) mod token_request;
 mod workload;
 
 /// The table of kinds that have nothing else to show.

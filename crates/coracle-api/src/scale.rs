@@ -10,7 +10,7 @@ use crate::tree::{self, int_at};
 /// The row of Scale: what is sent to the subresource and answered by it.
 #[must_use]
 pub fn row() -> &'static Resource {
-    let [scale] = catalogue::carried();
+    let [scale, ..] = catalogue::carried();
     scale
 }
 

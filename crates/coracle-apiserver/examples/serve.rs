@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use coracle_apiserver::auth::SYSTEM_MASTERS;
 use coracle_apiserver::kubeconfig::Kubeconfig;
-use coracle_apiserver::pki::{CertificateAuthority, CertificateRequest};
+use coracle_apiserver::pki::{AccountKey, CertificateAuthority, CertificateRequest};
 use coracle_apiserver::{ApiServer, Config, ServerTls, ServiceRange};
 use coracle_clock::{Clock, Ids, Rng};
 use coracle_store::embedded::{EmbeddedStore, Options};
@@ -33,7 +33,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listener = tokio::net::TcpListener::bind(address).await?;
     let address = listener.local_addr()?;
     let (store, _) = EmbeddedStore::open_dir(&directory.join("store"), clock.clone(), Options::default())?;
-    let config = Config { service_range: range, advertise: address, kubelet: None, joining: None };
+    let account_key = Arc::new(AccountKey::load_or_create(&pki)?);
+    let config =
+        Config { service_range: range, advertise: address, kubelet: None, joining: None, account_key };
     let server = ApiServer::start(config, store, clock, Arc::new(Ids::new(rng.fork("ids")))).await?;
 
     let kubeconfig = directory.join("admin.conf");

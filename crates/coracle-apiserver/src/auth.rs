@@ -12,6 +12,9 @@ pub const SYSTEM_AUTHENTICATED: &str = "system:authenticated";
 /// The group of the node agents.
 pub const SYSTEM_NODES: &str = "system:nodes";
 
+/// The group of all service accounts.
+pub const SYSTEM_SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
+
 /// An authenticated user, component or service account.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UserInfo {
@@ -41,7 +44,7 @@ impl UserInfo {
     pub fn service_account(namespace: &str, name: &str) -> Self {
         Self::new(
             &format!("system:serviceaccount:{namespace}:{name}"),
-            ["system:serviceaccounts", format!("system:serviceaccounts:{namespace}").as_str()],
+            [SYSTEM_SERVICE_ACCOUNTS, format!("system:serviceaccounts:{namespace}").as_str()],
         )
     }
 

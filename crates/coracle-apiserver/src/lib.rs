@@ -9,7 +9,8 @@
 //!
 //! **Invariants**
 //! - Only this crate talks to the store; a component, in this process or not, is a client like any other.
-//! - An identity comes from a verified client certificate or from the wiring, never from a header.
+//! - An identity comes from a verified client certificate, a token that the cluster signed, or the wiring; no other
+//!   header is believed.
 //! - A watch is gapless and ordered, a bookmark is never ahead of an event, and a slow watcher delays nobody.
 //! - Every write is one transaction that compares the revision it was decided on.
 
@@ -34,6 +35,7 @@ mod node;
 mod object;
 mod openapi;
 mod outflow;
+mod paths;
 pub mod pki;
 mod pods;
 mod policy;
@@ -41,10 +43,12 @@ mod prepare;
 mod protobuf;
 mod read;
 mod request;
+mod reviews;
 mod scale;
 mod server;
 mod services;
 mod tls;
+mod tokens;
 mod watch;
 mod write;
 

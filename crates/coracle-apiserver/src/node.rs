@@ -14,6 +14,7 @@ use crate::policy::{self, Attributes};
 use crate::read::unreadable;
 use crate::request::Verb;
 use crate::server::{Core, store_failed};
+use crate::tokens;
 
 impl Core {
     /// Checks a request of a node agent that the policy lets through against the objects it is about.
@@ -61,7 +62,7 @@ impl Core {
                     )),
                 }
             }
-            (resource @ ("secrets" | "configmaps"), Some(name)) => {
+            (resource @ ("secrets" | "configmaps" | "serviceaccounts"), Some(name)) => {
                 if self.is_used_on(node, namespace, resource, &name).await? { Ok(()) } else { unrelated() }
             }
             ("secrets" | "configmaps", None) => unrelated(),
@@ -85,7 +86,7 @@ impl Core {
             .map_err(|error| store_failed(&error))?;
         for kv in page.items {
             let pod = object::decode(&kv.value, kv.mod_revision).map_err(unreadable)?;
-            if is_bound_to(&pod, node) && uses(&pod, resource).contains(name) {
+            if is_bound_to(&pod, node) && uses(&pod, resource, name) {
                 return Ok(true);
             }
         }
@@ -97,8 +98,16 @@ fn is_bound_to(pod: &Value, node: &str) -> bool {
     pod.pointer("/spec/nodeName").and_then(Value::as_str) == Some(node)
 }
 
+/// Whether a Pod refers to an object, or runs as it.
+fn uses(pod: &Value, resource: &str, name: &str) -> bool {
+    if resource == "serviceaccounts" {
+        return tokens::account_of(pod) == name;
+    }
+    referred_to(pod, resource).contains(name)
+}
+
 /// The names of all Secrets or ConfigMaps that a Pod refers to.
-fn uses(pod: &Value, resource: &str) -> BTreeSet<String> {
+fn referred_to(pod: &Value, resource: &str) -> BTreeSet<String> {
     let members: &[&str] = match resource {
         "secrets" => &["secret", "secretRef", "secretKeyRef", "nodePublishSecretRef", "imagePullSecrets"],
         _ => &["configMap", "configMapRef", "configMapKeyRef"],
@@ -154,7 +163,7 @@ mod tests {
                 { "name": "X", "valueFrom": { "secretKeyRef": { "name": "key", "key": "k" } } },
                 { "name": "Y", "valueFrom": { "configMapKeyRef": { "name": "cm-key", "key": "k" } } }] }],
         }});
-        let names = |resource| uses(&pod, resource).into_iter().collect::<Vec<_>>().join(" ");
+        let names = |resource| referred_to(&pod, resource).into_iter().collect::<Vec<_>>().join(" ");
         assert_eq!(names("secrets"), "from key proj pull vol");
         assert_eq!(names("configmaps"), "cm-from cm-key cm-proj cm-vol");
     }

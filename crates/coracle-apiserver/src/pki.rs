@@ -5,6 +5,7 @@
 //! machine whose address or clock changed starts. The authority itself is never replaced silently, because
 //! every kubeconfig in the world trusts it; when it cannot be used, the error names the file and says what to do.
 
+mod account;
 mod files;
 mod fits;
 mod request;
@@ -21,6 +22,8 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
+pub use account::AccountKey;
+pub(crate) use account::NotOurs;
 pub use files::write_private;
 pub use fits::{fits, validity_of};
 pub use request::{BadRequest, OwnKey, PublicKey, certificate_fingerprint};

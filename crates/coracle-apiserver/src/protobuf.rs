@@ -291,6 +291,15 @@ fn read_entry(field: &Field, bytes: &[u8], depth: usize) -> Result<(String, Valu
 
 /// Messages that JSON writes as something else than an object.
 fn read_special(message: &str, bytes: &[u8]) -> Result<Option<Value>, Malformed> {
+    if message == "ExtraValue" {
+        let (mut reader, mut items) = (Reader(bytes), Vec::new());
+        while let Some((number, wire)) = reader.next()? {
+            if number == 1 {
+                items.push(Value::from(wire.text(message)?));
+            }
+        }
+        return Ok(Some(items.into()));
+    }
     if !matches!(
         message,
         "Time" | "MicroTime" | "Quantity" | "IntOrString" | "FieldsV1" | "RawExtension" | "Duration"

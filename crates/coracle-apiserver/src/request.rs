@@ -21,6 +21,21 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
+    /// The verb of this name.
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        let all = [
+            Verb::Get,
+            Verb::List,
+            Verb::Watch,
+            Verb::Create,
+            Verb::Update,
+            Verb::Patch,
+            Verb::Delete,
+            Verb::DeleteCollection,
+        ];
+        all.into_iter().find(|verb| verb.as_str() == name)
+    }
+
     /// As authorization and metrics name it.
     #[must_use]
     pub(crate) fn as_str(self) -> &'static str {

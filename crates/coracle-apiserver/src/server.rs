@@ -36,6 +36,7 @@ use crate::join::Joining;
 use crate::kubelet::KubeletClient;
 use crate::metrics::{Label, Metrics};
 use crate::negotiate::{Format, Transforms};
+use crate::pki::AccountKey;
 use crate::policy::{self, Attributes};
 use crate::request::{Query, Route, Verb, route, verb};
 use crate::services::ServiceRange;
@@ -55,6 +56,8 @@ pub struct Config {
     pub kubelet: Option<KubeletClient>,
     /// How other machines become nodes; without it, none does.
     pub joining: Option<Joining>,
+    /// Signs the tokens of service accounts, and knows them again.
+    pub account_key: Arc<AccountKey>,
 }
 
 /// Why a server does not start.
@@ -327,7 +330,7 @@ impl Core {
         let query = Query::parse(request.uri().query());
         let format =
             Format::negotiate(request.headers(), &query, Transforms::None).unwrap_or_else(|_| Format::json());
-        let user = match impersonate::acting(user, request.headers()) {
+        let user = match self.asking(user, request.headers()).await {
             Ok(user) => user,
             Err(status) => return format.status(&status),
         };
@@ -382,6 +385,15 @@ impl Core {
         response
     }
 
+    /// Who asks, and as whom: a certificate goes before a token, and either may ask to act as somebody else.
+    async fn asking(&self, user: Option<UserInfo>, headers: &HeaderMap) -> Result<Option<UserInfo>, Status> {
+        let user = match user {
+            Some(user) => Some(user),
+            None => self.bearer_of(headers).await?,
+        };
+        impersonate::acting(user, headers)
+    }
+
     async fn resource(
         self: &Arc<Self>,
         request: Request<Body>,
@@ -420,8 +432,12 @@ impl Core {
             (Some("log"), _) => self.log(&call).await,
             (Some("exec"), _) => self.exec(&call, request).await,
             (Some("scale"), _) => self.scale(&call, request.into_body()).await,
+            (Some("token"), _) => self.create_token(&call, request.into_body()).await,
             (Some("binding"), _) => self.bind(&call, request.into_body()).await,
             (None, Verb::Create) if call.row.kind == "Binding" => self.bind(&call, request.into_body()).await,
+            (None, Verb::Create) if crate::reviews::is_question(call.row) => {
+                self.review(&call, request.into_body()).await
+            }
             (None, Verb::List) => self.list(&call).await,
             (None, Verb::Watch) => self.watch(call).await,
             (_, Verb::Get) => self.get(&call).await,
@@ -433,49 +449,6 @@ impl Core {
             (Some(_), verb) => {
                 Err(Status::method_not_allowed(call.row.group, call.row.plural, verb.as_str()))
             }
-        }
-    }
-
-    async fn path(
-        &self,
-        request: &http::request::Parts,
-        segments: &[String],
-        query: &Query,
-        user: Option<UserInfo>,
-    ) -> Result<Response<Body>, Status> {
-        let parts: Vec<&str> = segments.iter().map(String::as_str).collect();
-        let open = matches!(parts.as_slice(), ["healthz" | "livez" | "readyz", ..] | ["version"]);
-        let verb = match request.method.as_str() {
-            "GET" | "HEAD" => "get".to_owned(),
-            other => other.to_ascii_lowercase(),
-        };
-        if !open || verb != "get" {
-            let user = user.ok_or_else(Status::unauthorized)?;
-            policy::authorize_path(&user, &verb, segments)?;
-        }
-        if verb != "get" {
-            return Err(Status::method_not_allowed("", "", &verb));
-        }
-        let headers = &request.headers;
-        match parts.as_slice() {
-            [kind @ ("healthz" | "livez" | "readyz"), check @ ..] => {
-                Ok(self.health(kind, check, query).await)
-            }
-            ["version"] => Ok(Format::negotiate(headers, query, Transforms::None)?
-                .value(StatusCode::OK, &crate::discovery::version())),
-            ["metrics"] => {
-                let revision = self.store.revision().await.map_err(|error| store_failed(&error))?;
-                let text = self.metrics.render(revision.0, &self.hub, &self.guests);
-                let kind = "text/plain; version=0.0.4; charset=utf-8";
-                Ok(Format::json().finish(StatusCode::OK, kind, text.into_bytes()))
-            }
-            ["openapi", rest @ ..] => crate::openapi::answer(rest, headers, query),
-            ["api" | "apis", ..] => self.discovery.answer(&parts, headers, query, &self.config),
-            [] => {
-                let paths = crate::discovery::root_paths();
-                Ok(Format::negotiate(headers, query, Transforms::None)?.value(StatusCode::OK, &paths))
-            }
-            _ => Err(Status::unknown_resource()),
         }
     }
 }

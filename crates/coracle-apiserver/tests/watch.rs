@@ -166,6 +166,7 @@ async fn a_revision_that_is_compacted_is_gone() {
         advertise: "192.0.2.10:6443".parse().unwrap(),
         kubelet: None,
         joining: None,
+        account_key: coracle_apiserver::pki::AccountKey::unkept().unwrap().into(),
     };
     let ids = std::sync::Arc::new(coracle_clock::Ids::new(coracle_clock::Rng::seeded(3)));
     let engine: std::sync::Arc<dyn Store> = store.clone();

@@ -139,7 +139,18 @@ async fn groups_and_schemas_are_told() {
     let groups = admin.get("/apis").await.expect(200);
     let names: Vec<&Value> =
         groups["groups"].as_array().unwrap().iter().map(|group| &group["name"]).collect();
-    assert_eq!(names, ["apps", "events.k8s.io", "batch", "apiextensions.k8s.io", "coordination.k8s.io"]);
+    assert_eq!(
+        names,
+        [
+            "apps",
+            "events.k8s.io",
+            "authentication.k8s.io",
+            "authorization.k8s.io",
+            "batch",
+            "apiextensions.k8s.io",
+            "coordination.k8s.io"
+        ]
+    );
     let document = admin.get("/openapi/v3/apis/apps/v1").await.expect(200);
     let put = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale"]["put"];
     let schema = &put["requestBody"]["content"]["application/json"]["schema"]["$ref"];

@@ -34,6 +34,7 @@ impl World {
             advertise: listener.local_addr().unwrap(),
             kubelet: None,
             joining: None,
+            account_key: coracle_apiserver::pki::AccountKey::unkept().unwrap().into(),
         };
         let server =
             ApiServer::start(config, store, clock.clone(), Arc::new(Ids::new(Rng::seeded(2)))).await.unwrap();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use coracle_apiserver::auth::UserInfo;
+use coracle_apiserver::pki::AccountKey;
 use coracle_apiserver::{ApiServer, Config};
 use coracle_client::in_process;
 use coracle_clock::{Clock, Ids, Rng, select};
@@ -53,6 +54,8 @@ pub(crate) struct Keeper {
     pub(crate) clock: Clock,
     pub(crate) hook: Hook,
     pub(crate) rng: Rng,
+    /// Outlives the server, as the file that it is elsewhere.
+    pub(crate) account_key: Arc<AccountKey>,
 }
 
 impl Keeper {
@@ -117,6 +120,7 @@ impl Keeper {
             advertise: ([192, 0, 2, 1], 6443).into(),
             kubelet: None,
             joining: None,
+            account_key: Arc::clone(&self.account_key),
         };
         let ids = Arc::new(Ids::new(self.rng.fork("ids")));
         let started = ApiServer::start(config, Arc::clone(&store), self.clock.clone(), ids).await;

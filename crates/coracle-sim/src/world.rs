@@ -7,6 +7,7 @@ mod faults;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use coracle_apiserver::pki::AccountKey;
 use coracle_clock::{Clock, Rng, select};
 use coracle_cri::scripted::{ImageScript, ScriptedRuntime};
 use coracle_store::simfs::SimFs;
@@ -153,6 +154,7 @@ impl World {
             clock: clock.clone(),
             hook: hook.clone(),
             rng: rng.fork("server"),
+            account_key: AccountKey::unkept().expect("random numbers for a key").into(),
         };
         hook.observer(|observer| observer.invariants.calm.begin(Scope::Cluster));
         tokio::spawn(keeper.run(asked));

@@ -1,6 +1,8 @@
 //! The table of the catalogue: a row for each resource.
 
 use k8s_openapi::api::apps::v1 as apps_v1;
+use k8s_openapi::api::authentication::v1 as authentication_v1;
+use k8s_openapi::api::authorization::v1 as authorization_v1;
 use k8s_openapi::api::autoscaling::v1 as autoscaling_v1;
 use k8s_openapi::api::batch::v1 as batch_v1;
 use k8s_openapi::api::coordination::v1 as coordination_v1;
@@ -29,6 +31,36 @@ pub(super) static SCALE: Resource = Resource {
     verbs: &[],
     ..core::<autoscaling_v1::Scale>("Scale", "scales", "scale", "", &kinds::scale::ScaleStrategy)
 };
+
+/// What is sent to `serviceaccounts/token`, and answered with the token in it.
+pub(super) static TOKEN_REQUEST: Resource = Resource {
+    group: "authentication.k8s.io",
+    verbs: &[],
+    ..core::<authentication_v1::TokenRequest>(
+        "TokenRequest",
+        "tokenrequests",
+        "tokenrequest",
+        "",
+        &kinds::token_request::TokenRequestStrategy,
+    )
+};
+
+/// A question: a kind that is sent and answered, and of which there are no objects.
+const fn question<K: schemars::JsonSchema>(
+    group: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    storage_prefix: &'static str,
+    strategy: &'static dyn Strategy,
+) -> Resource {
+    Resource {
+        group,
+        namespaced: false,
+        verbs: &["create"],
+        ..core::<K>(kind, plural, singular, storage_prefix, strategy)
+    }
+}
 
 /// The common row of the core group; rows below say what differs.
 const fn core<K: schemars::JsonSchema>(
@@ -146,6 +178,13 @@ pub(super) static RESOURCES: &[Resource] = &[
     ),
     Resource {
         short_names: &["sa"],
+        subresources: &[Subresource {
+            name: "token",
+            kind: "TokenRequest",
+            group: "authentication.k8s.io",
+            version: "v1",
+            verbs: &["create"],
+        }],
         ..core::<core_v1::ServiceAccount>(
             "ServiceAccount",
             "serviceaccounts",
@@ -204,6 +243,57 @@ pub(super) static RESOURCES: &[Resource] = &[
             &kinds::event::EventsEventStrategy,
         )
     },
+    question::<authentication_v1::SelfSubjectReview>(
+        "authentication.k8s.io",
+        "SelfSubjectReview",
+        "selfsubjectreviews",
+        "selfsubjectreview",
+        "/registry/selfsubjectreviews",
+        &kinds::review::ReviewStrategy,
+    ),
+    question::<authentication_v1::TokenReview>(
+        "authentication.k8s.io",
+        "TokenReview",
+        "tokenreviews",
+        "tokenreview",
+        "/registry/tokenreviews",
+        &kinds::review::ReviewStrategy,
+    ),
+    Resource {
+        namespaced: true,
+        ..question::<authorization_v1::LocalSubjectAccessReview>(
+            "authorization.k8s.io",
+            "LocalSubjectAccessReview",
+            "localsubjectaccessreviews",
+            "localsubjectaccessreview",
+            "/registry/localsubjectaccessreviews",
+            &kinds::review::AccessReviewStrategy::NamedInNamespace,
+        )
+    },
+    question::<authorization_v1::SelfSubjectAccessReview>(
+        "authorization.k8s.io",
+        "SelfSubjectAccessReview",
+        "selfsubjectaccessreviews",
+        "selfsubjectaccessreview",
+        "/registry/selfsubjectaccessreviews",
+        &kinds::review::AccessReviewStrategy::Oneself,
+    ),
+    question::<authorization_v1::SelfSubjectRulesReview>(
+        "authorization.k8s.io",
+        "SelfSubjectRulesReview",
+        "selfsubjectrulesreviews",
+        "selfsubjectrulesreview",
+        "/registry/selfsubjectrulesreviews",
+        &kinds::review::ReviewStrategy,
+    ),
+    question::<authorization_v1::SubjectAccessReview>(
+        "authorization.k8s.io",
+        "SubjectAccessReview",
+        "subjectaccessreviews",
+        "subjectaccessreview",
+        "/registry/subjectaccessreviews",
+        &kinds::review::AccessReviewStrategy::Named,
+    ),
     Resource {
         group: "batch",
         short_names: &["cj"],

@@ -63,6 +63,7 @@ impl World {
             advertise: "192.0.2.10:6443".parse().unwrap(),
             kubelet: None,
             joining,
+            account_key: coracle_apiserver::pki::AccountKey::unkept().unwrap().into(),
         };
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let engine: Arc<dyn Store> = Arc::<EmbeddedStore>::clone(&store);

@@ -57,6 +57,7 @@ impl Cluster {
             advertise: address,
             kubelet: Some(KubeletClient::new(&towards, &authority).unwrap()),
             joining: None,
+            account_key: coracle_apiserver::pki::AccountKey::unkept().unwrap().into(),
         };
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();

@@ -135,6 +135,7 @@ impl Cluster {
             advertise: "192.0.2.1:6443".parse().unwrap(),
             kubelet: None,
             joining: None,
+            account_key: coracle_apiserver::pki::AccountKey::unkept().unwrap().into(),
         };
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();

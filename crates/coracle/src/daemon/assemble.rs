@@ -152,6 +152,7 @@ async fn start_server(
             network: network.clone(),
             own: identities.api_server_names().clone(),
         }),
+        account_key: Arc::clone(&identities.account_key),
     };
     let ids = Arc::new(Ids::new(rng.fork("ids")));
     ApiServer::start(config, store, clock.clone(), ids).await.context("cannot start the API server")

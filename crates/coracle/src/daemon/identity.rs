@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use coracle_apiserver::kubeconfig::Kubeconfig;
-use coracle_apiserver::pki::{CertificateAuthority, CertificateRequest, Credential};
+use coracle_apiserver::pki::{AccountKey, CertificateAuthority, CertificateRequest, Credential};
 use coracle_client::LiveCertificate;
 use jiff::Timestamp;
 
@@ -18,6 +18,8 @@ use crate::settings::Settings;
 #[derive(Debug)]
 pub(crate) struct Identities {
     pub(crate) authority: Arc<CertificateAuthority>,
+    /// What the API server signs the tokens of service accounts with.
+    pub(crate) account_key: Arc<AccountKey>,
     /// What the API server shows its clients.
     pub(crate) api_server: LiveCertificate,
     /// What the API server shows the node agent.
@@ -82,6 +84,7 @@ impl Identities {
     ) -> anyhow::Result<Self> {
         let directory = cluster.pki();
         let authority = CertificateAuthority::load_or_create(&directory, now)?;
+        let account_key = AccountKey::load_or_create(&directory)?;
         let (mut names, mut addresses) = (vec![host.name.clone()], vec![host.address]);
         for name in &settings.tls_san {
             match name.parse() {
@@ -101,6 +104,7 @@ impl Identities {
         let loaded = wanted.load(&authority, now)?;
         Ok(Identities {
             authority: Arc::new(authority),
+            account_key: Arc::new(account_key),
             api_server: live(&loaded.api_server)?,
             kubelet_client: live(&loaded.kubelet_client)?,
             kubelet_server: live(&loaded.kubelet_server)?,

@@ -5,171 +5,17 @@
 //! cannot say (a Pod that is bound to this node, a Secret that such a Pod uses) is checked by [`crate::node`]
 //! against the objects themselves.
 
+mod rules;
+
+use coracle_api::Value;
 use coracle_api::catalogue;
 use coracle_api::selector::FieldSelector;
 use coracle_api::status::{Attempt, Denied, Status};
+use serde_json::json;
 
-use crate::auth::{SYSTEM_AUTHENTICATED, SYSTEM_MASTERS, UserInfo};
+use crate::auth::{SYSTEM_AUTHENTICATED, SYSTEM_MASTERS, SYSTEM_SERVICE_ACCOUNTS, UserInfo};
 use crate::request::{ResourcePath, Verb};
-
-/// One thing that is allowed.
-struct Rule {
-    verbs: &'static [&'static str],
-    /// API group; `*` for any.
-    group: &'static str,
-    /// `pods`, `pods/status`; `*` for any resource.
-    resources: &'static [&'static str],
-}
-
-const READ: &[&str] = &["get", "list", "watch"];
-const WRITE_EVENTS: &[&str] = &["create", "patch", "update"];
-
-const fn rule(
-    verbs: &'static [&'static str],
-    group: &'static str,
-    resources: &'static [&'static str],
-) -> Rule {
-    Rule { verbs, group, resources }
-}
-
-/// What every component may do.
-const COMPONENT: &[Rule] =
-    &[rule(WRITE_EVENTS, "", &["events"]), rule(WRITE_EVENTS, "events.k8s.io", &["events"])];
-
-/// Components by user name.
-const COMPONENTS: &[(&str, &[Rule])] = &[
-    (
-        // Feeds the copies of objects that components of one process share; it can change nothing.
-        "system:coracle-informers",
-        &[
-            rule(READ, "", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts"]),
-            rule(READ, "apps", &["deployments", "replicasets"]),
-            rule(READ, "batch", &["cronjobs", "jobs"]),
-            rule(READ, "coordination.k8s.io", &["leases"]),
-        ],
-    ),
-    (
-        // The network of each node: whose Pods are where.
-        "system:kube-proxy",
-        &[rule(READ, "", &["nodes", "services", "endpoints"])],
-    ),
-    (
-        "system:kube-scheduler",
-        &[
-            rule(READ, "", &["nodes", "namespaces", "services"]),
-            rule(&["get", "list", "watch", "delete"], "", &["pods"]),
-            rule(&["create"], "", &["bindings", "pods/binding"]),
-            rule(&["patch", "update"], "", &["pods/status"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:namespace-controller",
-        &[
-            rule(&["get", "list", "watch", "delete"], "", &["namespaces"]),
-            rule(&["update"], "", &["namespaces/finalize"]),
-            rule(&["patch", "update"], "", &["namespaces/status"]),
-            rule(&["get", "list", "watch", "delete", "deletecollection"], "*", &["*"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:service-account-controller",
-        &[
-            rule(READ, "", &["namespaces"]),
-            rule(&["get", "list", "watch", "create"], "", &["serviceaccounts"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:root-ca-cert-publisher",
-        &[
-            rule(READ, "", &["namespaces"]),
-            rule(&["get", "list", "watch", "create", "patch", "update"], "", &["configmaps"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:node-controller",
-        &[
-            rule(&["get", "list", "watch", "patch", "update"], "", &["nodes"]),
-            rule(&["patch", "update"], "", &["nodes/status"]),
-        ],
-    ),
-    (
-        // It reads the metadata of everything, and takes owners and finalizers from it.
-        "system:serviceaccount:kube-system:generic-garbage-collector",
-        &[rule(&["get", "list", "watch", "patch", "update", "delete"], "*", &["*"])],
-    ),
-    (
-        "system:serviceaccount:kube-system:node-lifecycle-controller",
-        &[
-            rule(&["get", "patch", "update"], "", &["nodes"]),
-            rule(&["patch", "update"], "", &["nodes/status", "pods/status"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:taint-eviction-controller",
-        &[
-            rule(&["get"], "", &["nodes"]),
-            rule(&["get", "delete"], "", &["pods"]),
-            rule(&["patch", "update"], "", &["pods/status"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:pod-garbage-collector",
-        &[
-            rule(&["get"], "", &["nodes"]),
-            rule(&["delete"], "", &["pods"]),
-            rule(&["patch", "update"], "", &["pods/status"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:replicaset-controller",
-        &[
-            rule(READ, "apps", &["replicasets"]),
-            rule(&["patch", "update"], "apps", &["replicasets/status"]),
-            rule(&["get", "list", "watch", "create", "patch", "delete"], "", &["pods"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:deployment-controller",
-        &[
-            rule(READ, "apps", &["deployments"]),
-            // A rollback is a change of the Deployment itself.
-            rule(&["patch", "update"], "apps", &["deployments", "deployments/status"]),
-            rule(&["get", "list", "watch", "create", "patch", "update", "delete"], "apps", &["replicasets"]),
-            rule(READ, "", &["pods"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:job-controller",
-        &[
-            rule(READ, "batch", &["jobs"]),
-            rule(&["patch", "update"], "batch", &["jobs/status"]),
-            rule(&["get", "list", "watch", "create", "patch", "delete"], "", &["pods"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:cronjob-controller",
-        &[
-            rule(READ, "batch", &["cronjobs"]),
-            rule(&["patch", "update"], "batch", &["cronjobs/status"]),
-            rule(&["get", "list", "watch", "create", "delete"], "batch", &["jobs"]),
-        ],
-    ),
-    (
-        "system:serviceaccount:kube-system:ttl-after-finished-controller",
-        &[rule(&["get", "list", "watch", "delete"], "batch", &["jobs"])],
-    ),
-];
-
-/// Node agents; [`node_scope`] narrows these rules to the node's own objects.
-const NODE: &[Rule] = &[
-    rule(READ, "", &["services"]),
-    rule(&["get", "list", "watch", "create", "patch", "update"], "", &["nodes"]),
-    rule(&["get", "patch", "update"], "", &["nodes/status"]),
-    rule(&["get", "list", "watch", "delete"], "", &["pods"]),
-    rule(&["get", "patch", "update"], "", &["pods/status"]),
-    rule(READ, "", &["configmaps", "secrets"]),
-    rule(&["get", "create", "patch", "update", "delete"], "coordination.k8s.io", &["leases"]),
-];
+use rules::{COMPONENT, COMPONENTS, EVERYBODY, ISSUER_PATHS, NODE, PUBLIC_PATHS, Rule};
 
 impl Rule {
     fn allows(&self, verb: &str, group: &str, resource: &str) -> bool {
@@ -216,10 +62,7 @@ pub(crate) fn authorize(attributes: &Attributes<'_>) -> Result<(), Status> {
         None => path.resource.clone(),
     };
     let allows = |rules: &[Rule]| rules.iter().any(|rule| rule.allows(verb.as_str(), &path.group, &resource));
-    let own = COMPONENTS.iter().find(|(name, _)| *name == user.name).map(|(_, rules)| *rules);
-    if let Some(rules) = own
-        && (allows(rules) || allows(COMPONENT))
-    {
+    if own_rules(user).into_iter().any(allows) {
         return Ok(());
     }
     if let Some(node) = user.node_name()
@@ -228,6 +71,61 @@ pub(crate) fn authorize(attributes: &Attributes<'_>) -> Result<(), Status> {
         return node_scope(attributes, node).map_err(|reason| denied(attributes, reason));
     }
     Err(denied(attributes, ""))
+}
+
+/// What a user may do whatever the objects are; node agents may do more, with their own.
+fn own_rules(user: &UserInfo) -> Vec<&'static [Rule]> {
+    let mut all = Vec::new();
+    if user.is_in(SYSTEM_AUTHENTICATED) {
+        all.push(EVERYBODY);
+    }
+    if let Some((_, rules)) = COMPONENTS.iter().find(|(name, _)| *name == user.name) {
+        all.extend([*rules, COMPONENT]);
+    }
+    all
+}
+
+/// Decides about a verb that no request has, as a question about rights may name it: only who may do everything may
+/// do this.
+pub(crate) fn may_do_anything(user: &UserInfo) -> bool {
+    user.is_in(SYSTEM_MASTERS)
+}
+
+/// What a user may do, as a SelfSubjectRulesReview tells it.
+pub(crate) fn told(user: &UserInfo) -> Value {
+    if may_do_anything(user) {
+        return json!({
+            "resourceRules": [{ "verbs": ["*"], "apiGroups": ["*"], "resources": ["*"] }],
+            "nonResourceRules": [{ "verbs": ["*"], "nonResourceURLs": ["*"] }],
+            "incomplete": false,
+        });
+    }
+    let mut rules = own_rules(user);
+    let is_node = user.node_name().is_some();
+    if is_node {
+        rules.extend([NODE, COMPONENT]);
+    }
+    let resources: Vec<Value> = rules
+        .into_iter()
+        .flatten()
+        .map(|rule| json!({ "verbs": rule.verbs, "apiGroups": [rule.group], "resources": rule.resources }))
+        .collect();
+    let mut paths = Vec::new();
+    if user.is_in(SYSTEM_AUTHENTICATED) {
+        paths.extend(PUBLIC_PATHS.iter().flat_map(|path| [format!("/{path}"), format!("/{path}/*")]));
+    }
+    if user.is_in(SYSTEM_SERVICE_ACCOUNTS) {
+        paths.extend(ISSUER_PATHS.iter().map(|segments| format!("/{}", segments.join("/"))));
+    }
+    let mut told = json!({
+        "resourceRules": resources,
+        "nonResourceRules": [{ "verbs": ["get"], "nonResourceURLs": paths }],
+        "incomplete": is_node,
+    });
+    if is_node {
+        told["evaluationError"] = "node authorizer does not support user rule resolution".into();
+    }
+    told
 }
 
 /// Narrows what a node agent may do to its own objects, as far as the request itself shows them.
@@ -280,11 +178,10 @@ pub(crate) fn denied(attributes: &Attributes<'_>, reason: &str) -> Status {
 /// Decides about a path that is not a resource: discovery is for everyone who is known, the rest for
 /// administrators.
 pub(crate) fn authorize_path(user: &UserInfo, verb: &str, segments: &[String]) -> Result<(), Status> {
-    let discovery = matches!(
-        segments.first().map(String::as_str),
-        Some("api" | "apis" | "openapi" | "version" | "healthz" | "livez" | "readyz")
-    );
-    if user.is_in(SYSTEM_MASTERS) || (discovery && verb == "get" && user.is_in(SYSTEM_AUTHENTICATED)) {
+    let public = segments.first().is_some_and(|first| PUBLIC_PATHS.contains(&first.as_str()));
+    let open = (public && user.is_in(SYSTEM_AUTHENTICATED))
+        || (user.is_in(SYSTEM_SERVICE_ACCOUNTS) && ISSUER_PATHS.iter().any(|path| *path == segments));
+    if user.is_in(SYSTEM_MASTERS) || (open && verb == "get") {
         return Ok(());
     }
     let path = format!("/{}", segments.join("/"));
@@ -320,6 +217,7 @@ mod tests {
         let node = UserInfo::node("n1");
         let nobody = UserInfo::new("jane", ["developers"]);
         let network = UserInfo::new("system:kube-proxy", []);
+        let account = UserInfo::service_account("default", "default");
         let kubelet_client = UserInfo::new("kube-apiserver-kubelet-client", []);
         let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1";
         let table = [
@@ -389,6 +287,16 @@ mod tests {
             (&node, "GET", "/api/v1/namespaces/a/secrets?fieldSelector=metadata.name!%3Ds", false),
             (&node, "GET", "/api/v1/namespaces/a/secrets", false),
             (&node, "POST", "/api/v1/namespaces/default/pods/p/binding", false),
+            (&node, "POST", "/api/v1/namespaces/default/serviceaccounts/a/token", true),
+            (&scheduler, "POST", "/api/v1/namespaces/default/serviceaccounts/a/token", false),
+            (&nobody, "POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", true),
+            (&nobody, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", true),
+            (&nobody, "POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", false),
+            (&nobody, "POST", "/apis/authentication.k8s.io/v1/tokenreviews", false),
+            (&account, "GET", "/api/v1/namespaces/default/pods", false),
+            (&account, "GET", "/api/v1/namespaces/default/secrets/s", false),
+            (&account, "POST", "/api/v1/namespaces/default/serviceaccounts/a/token", false),
+            (&account, "POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", true),
             (&node, "PUT", lease, true),
             (&node, "PUT", "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n2", false),
             (&node, "PUT", "/apis/coordination.k8s.io/v1/namespaces/default/leases/n1", false),
@@ -423,5 +331,25 @@ mod tests {
         let path = authorize_path(&nobody, "get", &["metrics".to_owned()]).unwrap_err();
         assert_eq!(path.message, r#"forbidden: User "jane" cannot get path "/metrics""#);
         assert!(authorize_path(&nobody, "get", &["api".to_owned(), "v1".to_owned()]).is_ok());
+    }
+
+    #[test]
+    fn service_accounts_learn_how_tokens_are_verified_and_others_do_not() {
+        let jwks = ["openid", "v1", "jwks"].map(str::to_owned);
+        let account = UserInfo::service_account("default", "default");
+        assert!(authorize_path(&account, "get", &jwks).is_ok());
+        assert!(authorize_path(&account, "post", &jwks).is_err());
+        assert!(authorize_path(&account, "get", &jwks[..1]).is_err());
+        assert!(authorize_path(&UserInfo::new("jane", []), "get", &jwks).is_err());
+    }
+
+    #[test]
+    fn rights_are_told_as_they_are() {
+        let admin = told(&UserInfo::new("kubernetes-admin", [SYSTEM_MASTERS]));
+        assert_eq!(admin["resourceRules"][0]["verbs"], json!(["*"]));
+        let account = told(&UserInfo::service_account("default", "default"));
+        assert_eq!(account["resourceRules"].as_array().unwrap().len(), 2);
+        assert_eq!(account["incomplete"], false);
+        assert_eq!(told(&UserInfo::node("n1"))["incomplete"], true);
     }
 }
