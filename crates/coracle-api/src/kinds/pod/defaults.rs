@@ -1,9 +1,10 @@
 //! What a Pod says when its author said nothing.
 
+mod container;
+mod volume;
+
 use serde_json::{Map, Value, json};
 
-use super::default_pull_policy;
-use crate::quantity::Quantity;
 use crate::tree::{self, object_in, set_default};
 
 /// How long a Pod stays on a node that is not ready or not reachable.
@@ -19,21 +20,30 @@ pub(super) fn apply(pod: &mut Value) {
     let Some(spec) = object_in(pod, "spec") else { return };
     apply_to_spec(spec);
     set_default(spec, "enableServiceLinks", true);
-    for container in containers(spec) {
-        request_what_is_limited(container);
+    let in_node_network = spec.get("hostNetwork") == Some(&Value::Bool(true));
+    for container in containers(spec, &["containers", "initContainers"]) {
+        container::request_what_is_limited(container);
+        if in_node_network {
+            container::take_node_ports(container);
+        }
     }
 }
 
-fn containers(spec: &mut Map<String, Value>) -> impl Iterator<Item = &mut Value> {
-    let lists =
-        spec.iter_mut().filter(|(field, _)| matches!(field.as_str(), "containers" | "initContainers"));
+fn containers<'a>(
+    spec: &'a mut Map<String, Value>,
+    lists: &'a [&str],
+) -> impl Iterator<Item = &'a mut Value> {
+    let lists = spec.iter_mut().filter(|(field, _)| lists.contains(&field.as_str()));
     lists.filter_map(|(_, list)| list.as_array_mut()).flatten()
 }
 
 /// Fills in the defaults that a Pod and a template of Pods have in common.
 pub(super) fn apply_to_spec(spec: &mut Map<String, Value>) {
-    for container in containers(spec) {
-        container_defaults(container);
+    for container in containers(spec, &["containers", "initContainers", "ephemeralContainers"]) {
+        container::apply(container);
+    }
+    for volume in elements(spec, "volumes") {
+        volume::apply(volume);
     }
     set_default(spec, "restartPolicy", "Always");
     set_default(spec, "dnsPolicy", "ClusterFirst");
@@ -47,16 +57,48 @@ pub(super) fn apply_to_spec(spec: &mut Map<String, Value>) {
     if let Some(account) = account {
         set_account(spec, &account);
     }
-    // What is written out although it is what an absent field says.
-    for field in ["hostNetwork", "hostPID", "hostIPC"] {
-        if spec.get(field) == Some(&Value::Bool(false)) {
-            spec.shift_remove(field);
+    drop_zeros(
+        spec,
+        &["hostNetwork", "hostPID", "hostIPC", "nodeName", "hostname", "subdomain", "priorityClassName"],
+    );
+    for toleration in elements(spec, "tolerations") {
+        drop_zeros(toleration, &["key", "operator", "value", "effect"]);
+    }
+}
+
+/// The objects in the list under `field`.
+fn elements<'a>(
+    map: &'a mut Map<String, Value>,
+    field: &str,
+) -> impl Iterator<Item = &'a mut Map<String, Value>> {
+    let list = map.get_mut(field).and_then(Value::as_array_mut);
+    list.into_iter().flatten().filter_map(Value::as_object_mut)
+}
+
+/// The object under `field`, if there is one.
+fn part<'a>(map: &'a mut Map<String, Value>, field: &str) -> Option<&'a mut Map<String, Value>> {
+    map.get_mut(field)?.as_object_mut()
+}
+
+/// Drops what is written out although it is what an absent field says, so that saying it changes nothing.
+fn drop_zeros(map: &mut Map<String, Value>, fields: &[&str]) {
+    for field in fields {
+        let zero = match map.get(*field) {
+            Some(Value::Bool(said)) => !said,
+            Some(Value::Number(number)) => number.as_i64() == Some(0),
+            Some(Value::String(text)) => text.is_empty(),
+            _ => false,
+        };
+        if zero {
+            map.shift_remove(*field);
         }
     }
-    for field in ["nodeName", "hostname", "subdomain"] {
-        if spec.get(field).and_then(Value::as_str) == Some("") {
-            spec.shift_remove(field);
-        }
+}
+
+/// Sets a number that is not said, or is said to be zero, which counts as the same.
+fn set_number(map: &mut Map<String, Value>, field: &str, number: i64) {
+    if map.get(field).and_then(Value::as_i64).unwrap_or(0) == 0 {
+        map.insert(field.to_owned(), number.into());
     }
 }
 
@@ -91,59 +133,6 @@ fn write_out_times(value: &mut Value, times: &[&str]) {
 fn set_account(spec: &mut Map<String, Value>, account: &str) {
     spec.insert("serviceAccountName".into(), account.into());
     spec.insert("serviceAccount".into(), account.into());
-}
-
-fn container_defaults(container: &mut Value) {
-    let Some(container) = container.as_object_mut() else { return };
-    for port in container.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten() {
-        if let Some(port) = port.as_object_mut() {
-            set_default(port, "protocol", "TCP");
-        }
-    }
-    for variable in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
-        let Some(variable) = variable.as_object_mut() else { continue };
-        if variable.get("value").and_then(Value::as_str) == Some("") {
-            variable.shift_remove("value");
-        }
-    }
-    set_default(container, "resources", json!({}));
-    if let Some(resources) = container.get_mut("resources") {
-        resource_defaults(resources);
-    }
-    set_default(container, "terminationMessagePath", "/dev/termination-log");
-    set_default(container, "terminationMessagePolicy", "File");
-    let policy =
-        default_pull_policy(container.get("image").and_then(Value::as_str).unwrap_or_default()).to_owned();
-    set_default(container, "imagePullPolicy", policy);
-    for field in ["tty", "stdin", "stdinOnce"] {
-        if container.get(field) == Some(&Value::Bool(false)) {
-            container.shift_remove(field);
-        }
-    }
-}
-
-/// Amounts have at most three decimal places.
-fn resource_defaults(resources: &mut Value) {
-    let Some(resources) = resources.as_object_mut() else { return };
-    for field in ["limits", "requests"] {
-        for (_, amount) in resources.get_mut(field).and_then(Value::as_object_mut).into_iter().flatten() {
-            if let Some(quantity) = amount.as_str().and_then(|text| text.parse::<Quantity>().ok()) {
-                *amount = quantity.rounded_to_milli().to_string().into();
-            }
-        }
-    }
-}
-
-/// A limit without a request is a request too.
-fn request_what_is_limited(container: &mut Value) {
-    let Some(resources) = container.get_mut("resources").and_then(Value::as_object_mut) else { return };
-    let Some(limits) = resources.get("limits").and_then(Value::as_object).cloned() else { return };
-    let requests = resources.entry("requests").or_insert_with(|| json!({}));
-    if let Some(requests) = requests.as_object_mut() {
-        for (name, amount) in limits {
-            requests.entry(name).or_insert(amount);
-        }
-    }
 }
 
 /// What admission adds to a new Pod: its service account, its priority, how long it stays on a bad node.
