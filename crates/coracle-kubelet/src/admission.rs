@@ -10,35 +10,99 @@ use crate::pod::inputs::Rejection;
 use crate::pod::phase::Phase;
 use crate::spec::resources::{milli, whole};
 
+/// One thing that speaks against a Pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// There is too little of something. More of it may become free.
+    Insufficient(Shortage),
+    /// Anything else.
+    Other(Rejection),
+}
+
+/// Too little of one resource: CPU in milli-units, anything else whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// Which.
+    pub resource: String,
+    /// What the Pod asks for.
+    pub requested: i64,
+    /// What others have.
+    pub used: i64,
+    /// What the node has.
+    pub capacity: i64,
+}
+
+impl Shortage {
+    /// How much has to become free.
+    #[must_use]
+    pub fn missing(&self) -> i64 {
+        self.requested.saturating_sub(self.capacity.saturating_sub(self.used))
+    }
+}
+
+impl Refusal {
+    /// In upstream's words.
+    #[must_use]
+    pub fn rejection(&self) -> Rejection {
+        match self {
+            Refusal::Insufficient(Shortage { resource, requested, used, capacity }) => rejection(
+                &format!("OutOf{resource}"),
+                &format!(
+                    "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, \
+                     capacity: {capacity}"
+                ),
+            ),
+            Refusal::Other(other) => other.clone(),
+        }
+    }
+}
+
 /// Decides whether `pod` fits beside `admitted`. Pods that have ended take up nothing.
 ///
 /// # Errors
 /// Why not, in upstream's words.
 pub fn admit(pod: &Pod, node: &Node, admitted: &[&Pod]) -> Result<(), Rejection> {
+    refusals(pod, node, admitted).first().map_or(Ok(()), |refusal| Err(refusal.rejection()))
+}
+
+/// Everything that speaks against `pod` beside `admitted`; the first is what is told.
+#[must_use]
+pub fn refusals(pod: &Pod, node: &Node, admitted: &[&Pod]) -> Vec<Refusal> {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
-    if spec.init_containers.as_ref().is_some_and(|c| !c.is_empty()) {
-        return Err(rejection(
-            "PodFeatureUnsupported",
-            "Pod requires node features that are not available: init containers",
-        ));
+    // What no room can mend comes first and alone.
+    if let Some(wrong) = wrong_system(spec) {
+        return vec![Refusal::Other(wrong)];
     }
     let others: Vec<&Pod> = admitted.iter().filter(|p| !has_ended(p)).copied().collect();
-    check_resources(pod, node, &others)?;
+    let mut refusals: Vec<_> = shortages(pod, node, &others).into_iter().map(Refusal::Insufficient).collect();
+    let mut refuse = |name: &str, why: &str| refusals.push(Refusal::Other(predicate(name, why)));
     if !matches_node(spec, node) {
-        return Err(predicate("NodeAffinity", "node(s) didn't match Pod's node affinity/selector"));
+        refuse("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+    }
+    if spec.node_name.as_ref().is_some_and(|name| Some(name) != node.metadata.name.as_ref()) {
+        refuse("NodeName", "node(s) didn't match the requested node name");
     }
     let taken: Vec<_> = others.iter().filter_map(|p| p.spec.as_ref()).flat_map(host_ports).collect();
     if host_ports(spec).iter().any(|port| taken.iter().any(|other| port.conflicts(other))) {
-        return Err(predicate("NodePorts", "node(s) didn't have free ports for the requested pod ports"));
+        refuse("NodePorts", "node(s) didn't have free ports for the requested pod ports");
     }
-    let taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
-    for taint in taints.filter(|taint| taint.effect == "NoExecute") {
-        if !tolerates(spec.tolerations.as_deref().unwrap_or_default(), taint) {
-            return Err(predicate("TaintToleration", "node(s) had untolerated taint(s)"));
-        }
+    let tolerated = |taint| tolerates(spec.tolerations.as_deref().unwrap_or_default(), taint);
+    let mut taints = node.spec.iter().flat_map(|s| s.taints.iter().flatten());
+    if taints.any(|taint| taint.effect == "NoExecute" && !tolerated(taint)) {
+        refuse("TaintToleration", "node(s) had untolerated taint(s)");
     }
-    Ok(())
+    refusals
+}
+
+fn wrong_system(spec: &PodSpec) -> Option<Rejection> {
+    let selected = spec.node_selector.as_ref().and_then(|labels| labels.get("kubernetes.io/os"));
+    if selected.is_some_and(|name| name != "linux") {
+        let why = "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label";
+        return Some(rejection("PodOSSelectorNodeLabelDoesNotMatch", why));
+    }
+    let why = "Failed to admit pod as the OS field doesn't match node OS";
+    spec.os.as_ref().filter(|os| os.name != "linux").map(|_| rejection("PodOSNotSupported", why))
 }
 
 /// Succeeded or Failed.
@@ -55,38 +119,36 @@ fn predicate(name: &str, why: &str) -> Rejection {
     rejection(name, &format!("Predicate {name} failed: {why}"))
 }
 
-fn check_resources(pod: &Pod, node: &Node, others: &[&Pod]) -> Result<(), Rejection> {
+fn shortages(pod: &Pod, node: &Node, others: &[&Pod]) -> Vec<Shortage> {
     let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-    let short = |resource: &str, requested: i64, used: i64, capacity: i64| Rejection {
-        reason: format!("OutOf{resource}"),
-        message: format!(
-            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
-        ),
+    let mut shortages = Vec::new();
+    let mut check = |resource: &str, requested: i64, used: i64, capacity: i64| {
+        let shortage = Shortage { resource: resource.to_owned(), requested, used, capacity };
+        if shortage.missing() > 0 {
+            shortages.push(shortage);
+        }
     };
     let pods = whole(allocatable, "pods").unwrap_or(0);
-    let used = i64::try_from(others.len()).unwrap_or(i64::MAX);
-    if used >= pods {
-        return Err(short("pods", 1, used, pods));
-    }
+    check("pods", 1, i64::try_from(others.len()).unwrap_or(i64::MAX), pods);
     let asked = effective_requests(pod);
     let taken: Vec<ResourceList> = others.iter().map(|other| effective_requests(other)).collect();
-    for resource in ["cpu", "memory", "ephemeral-storage"] {
+    let own = ["cpu", "memory", "ephemeral-storage"];
+    // Other resources count if the node has them: whoever provides them may be away for a while.
+    let has = |name: &&String| allocatable.is_some_and(|list| list.contains_key(*name));
+    let others = asked.keys().filter(has).map(String::as_str).filter(|name| !own.contains(name));
+    for resource in own.into_iter().chain(others) {
         let requested = amount(&asked, resource);
-        if requested == 0 {
-            continue;
-        }
-        let used = taken.iter().fold(0, |sum: i64, other| sum.saturating_add(amount(other, resource)));
-        let read = if resource == "cpu" { milli } else { whole };
-        let capacity = read(allocatable, resource).unwrap_or(0);
-        if requested > capacity.saturating_sub(used) {
-            return Err(short(resource, requested, used, capacity));
+        if requested > 0 {
+            let used = taken.iter().fold(0, |sum: i64, other| sum.saturating_add(amount(other, resource)));
+            let read = if resource == "cpu" { milli } else { whole };
+            check(resource, requested, used, read(allocatable, resource).unwrap_or(0));
         }
     }
-    Ok(())
+    shortages
 }
 
 /// CPU in milli-units, anything else whole.
-fn amount(list: &ResourceList, resource: &str) -> i64 {
+pub(crate) fn amount(list: &ResourceList, resource: &str) -> i64 {
     let Some(quantity) = list.get(resource) else { return 0 };
     if resource == "cpu" { quantity.milli_value() } else { quantity.value() }
 }

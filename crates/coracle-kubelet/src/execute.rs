@@ -288,11 +288,22 @@ async fn link_log(context: &Context, pod: &Pod, container: &str, id: &ContainerI
     }
 }
 
+/// Runs the preStop hook of a container that is not to be stopped yet.
+pub(crate) async fn pre_stop(
+    _context: Arc<Context>,
+    _pod: Arc<Pod>,
+    id: ContainerId,
+    _grace: Duration,
+) -> Outcome {
+    Outcome::PreStopped(id)
+}
+
 pub(crate) async fn stop_container(
     context: Arc<Context>,
     pod: Arc<Pod>,
     id: ContainerId,
     grace: Duration,
+    _pre_stop: bool,
 ) -> Outcome {
     match context.runtime.stop_container(&id, grace).await {
         Ok(()) | Err(CriError::NotFound(_)) => Outcome::TeardownDone,

@@ -22,7 +22,9 @@ use tracing::{error, info, warn};
 
 use crate::admission::{admit, has_ended};
 use crate::context::Context;
-use crate::pod::inputs::Rejection;
+use crate::pod::inputs::{Eviction, Rejection};
+use crate::pod::reasons;
+use crate::preemption::{self, Admission};
 use crate::server::{KubeletServer, PodSource, ServerConfig};
 use crate::worker::{Worker, WorkerHandle};
 use crate::{KubeletApi, KubeletConfig, execute, node};
@@ -164,6 +166,7 @@ impl Kubelet {
             workers: BTreeMap::new(),
             running: JoinSet::new(),
             rejected: BTreeSet::new(),
+            waiting: BTreeMap::new(),
         };
         coracle_clock::select! {
             () = shutdown => {}
@@ -217,6 +220,16 @@ struct NodeCore {
     running: JoinSet<Ended>,
     /// UIDs of Pods that this node has refused: they take up nothing.
     rejected: BTreeSet<String>,
+    /// Critical Pods by UID, which get a worker when those that end for them have ended.
+    waiting: BTreeMap<String, Arc<Pod>>,
+}
+
+/// What becomes of a Pod that has no worker yet.
+enum Decision {
+    Start,
+    Refuse(Rejection),
+    /// The room that it needs is being made.
+    Wait,
 }
 
 /// How the work on one Pod came to its end.
@@ -342,11 +355,35 @@ impl NodeCore {
         for pod in new {
             self.start_worker(pod);
         }
+        self.retry_waiting();
+    }
+
+    /// Room may have become free for those that wait for it.
+    fn retry_waiting(&mut self) {
+        for (uid, known) in std::mem::take(&mut self.waiting) {
+            let meta = &known.metadata;
+            let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+            let now = self.context.pods.get(namespace.unwrap_or_default(), name.unwrap_or_default());
+            if let Some(pod) = now.filter(|pod| uid_of(&**pod) == uid) {
+                self.start_worker(pod);
+            }
+        }
     }
 
     fn start_worker(&mut self, pod: Arc<Pod>) {
         let uid = uid_of(&*pod).to_owned();
-        let rejection = self.decide_admission(&pod).err();
+        if self.workers.contains_key(&uid) {
+            return;
+        }
+        self.waiting.remove(&uid);
+        let rejection = match self.decide_admission(&pod) {
+            Decision::Start => None,
+            Decision::Refuse(rejection) => Some(rejection),
+            Decision::Wait => {
+                self.waiting.insert(uid, pod);
+                return;
+            }
+        };
         if let Some(rejection) = &rejection {
             info!(pod = ?pod.metadata.name, reason = %rejection.reason, "refused a pod");
             self.rejected.insert(uid.clone());
@@ -357,24 +394,47 @@ impl NodeCore {
     }
 
     /// A Pod that has been started or is on its way out has been admitted before.
-    fn decide_admission(&self, pod: &Pod) -> Result<(), Rejection> {
+    fn decide_admission(&self, pod: &Pod) -> Decision {
         let started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
         if started || has_ended(pod) || pod.metadata.deletion_timestamp.is_some() {
-            return Ok(());
+            return Decision::Start;
         }
         let Some(node) = self.node() else {
             let message = "Kubelet cannot get node info.".to_owned();
-            return Err(Rejection { reason: "InvalidNodeInfo".to_owned(), message });
+            return Decision::Refuse(Rejection { reason: "InvalidNodeInfo".to_owned(), message });
         };
         let all = self.context.pods.list();
-        let admitted: Vec<&Pod> = all
-            .iter()
-            .map(AsRef::as_ref)
-            .filter(|other| {
-                self.workers.contains_key(uid_of(*other)) && !self.rejected.contains(uid_of(*other))
-            })
-            .collect();
-        admit(pod, &node, &admitted)
+        // Room that is being made is taken.
+        let here = |uid: &str| {
+            (self.workers.contains_key(uid) && !self.rejected.contains(uid)) || self.waiting.contains_key(uid)
+        };
+        let admitted: Vec<&Pod> =
+            all.iter().map(AsRef::as_ref).filter(|other| here(uid_of(*other)) && !has_ended(other)).collect();
+        if admit(pod, &node, &admitted).is_ok() {
+            return Decision::Start;
+        }
+        let stays = |other: &&&Pod| !self.workers.get(uid_of(**other)).is_some_and(WorkerHandle::is_evicted);
+        let staying: Vec<&Pod> = admitted.iter().filter(stays).copied().collect();
+        // A Pod that may push others off goes on where it had begun; for others what still runs takes up room.
+        let beside = if preemption::is_critical(pod) { &staying } else { &admitted };
+        match preemption::decide(pod, &node, beside) {
+            Admission::Admit => Decision::Wait,
+            Admission::Reject(rejection) => Decision::Refuse(rejection),
+            Admission::Preempt(victims) => {
+                for victim in victims {
+                    info!(pod = ?victim.metadata.name, critical = ?pod.metadata.name, "preempts a pod");
+                    self.evict(uid_of(victim));
+                }
+                Decision::Wait
+            }
+        }
+    }
+
+    fn evict(&self, uid: &str) {
+        if let Some(worker) = self.workers.get(uid) {
+            let message = reasons::PREEMPTING_MESSAGE.to_owned();
+            worker.evict(Eviction { reason: reasons::PREEMPTING, message });
+        }
     }
 
     /// Starts to remove what the runtime holds of Pods that neither the API server nor a worker knows.

@@ -1,6 +1,6 @@
 //! The node agent: Pod workers, status, node status, the kubelet's HTTPS API.
 //!
-//! The decisions are in [`pod`] (one Pod), [`admission`] (the node) and [`spec`] (what the runtime is asked for): pure
+//! The decisions are in [`pod`] (one Pod), [`admission`] and [`preemption`] (the node) and [`spec`] (what the runtime is asked for): pure
 //! functions over plain data. Around them, `kubelet` is the node core, `worker` the loop of one Pod, `execute` the
 //! operations it starts, `disk` what it keeps on disk, `node` the Node object and its Lease (`node_events` tells of it), [`server`] the HTTPS API, [`logs`] what it reads.
 //! The runtime is whatever implements the traits of `coracle-cri`.
@@ -16,6 +16,7 @@ mod machine;
 mod node;
 mod node_events;
 pub mod pod;
+pub mod preemption;
 pub mod probe;
 pub mod server;
 pub mod spec;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use coracle_client::{ErrorExt as _, ObjectKey, request, revision_of, uid_of};
@@ -21,7 +21,7 @@ use tracing::{debug, error, info, warn};
 use crate::context::Context;
 use crate::execute;
 use crate::pod::history::{History, Outcome};
-use crate::pod::inputs::{ImagePresence, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
+use crate::pod::inputs::{Eviction, ImagePresence, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
 use crate::pod::reasons::PodEvent;
 use crate::pod::volumes::VolumesState;
 use crate::pod::{self, PodAction, PodPlan, Publication, containers, image_name};
@@ -40,9 +40,22 @@ const TURNS_MAX: usize = 32;
 pub(crate) struct WorkerHandle {
     pub(crate) key: ObjectKey,
     wake: Arc<Notify>,
+    eviction: Arc<OnceLock<Eviction>>,
 }
 
 impl WorkerHandle {
+    /// The Pod is to end for the sake of others. It stays so.
+    pub(crate) fn evict(&self, why: Eviction) {
+        // Who comes second finds it decided.
+        let _ = self.eviction.set(why);
+        self.wake.notify_one();
+    }
+
+    /// Whether the Pod has been told to end.
+    pub(crate) fn is_evicted(&self) -> bool {
+        self.eviction.get().is_some()
+    }
+
     /// Something about the Pod may have changed.
     pub(crate) fn look_again(&self) {
         self.wake.notify_one();
@@ -57,6 +70,7 @@ pub(crate) struct Worker {
     pod: Arc<Pod>,
     object_gone: bool,
     rejection: Option<Rejection>,
+    eviction: Arc<OnceLock<Eviction>>,
     lifecycle: Lifecycle,
     history: History,
     previous_status: PodStatus,
@@ -115,6 +129,7 @@ impl Worker {
         Worker {
             key: ObjectKey::namespaced(identity.namespace.clone(), identity.name.clone()),
             identity,
+            eviction: Arc::new(pod::eviction_under_way(&pod).map(OnceLock::from).unwrap_or_default()),
             previous_status: pod.status.clone().unwrap_or_default(),
             pod,
             context,
@@ -133,7 +148,7 @@ impl Worker {
     }
 
     pub(crate) fn handle(&self) -> WorkerHandle {
-        WorkerHandle { key: self.key.clone(), wake: self.wake.clone() }
+        WorkerHandle { key: self.key.clone(), wake: self.wake.clone(), eviction: self.eviction.clone() }
     }
 
     /// Works until nothing of the Pod is left.
@@ -269,6 +284,7 @@ impl Worker {
             node: self.context.facts(),
             lifecycle: self.lifecycle.clone(),
             rejection: self.rejection.clone(),
+            eviction: self.eviction.get().cloned(),
             sandboxes,
             containers,
             termination_messages: self.termination_messages.clone(),
@@ -357,14 +373,19 @@ impl Worker {
                 let key = OperationKey::StartContainer(start.container.clone());
                 self.spawn(key, None, execute::start_container(context, pod, pod_ips, *start));
             }
-            PodAction::StopContainer { id, deadline, grace, event, replaces } => {
-                if let Some(event) = &event {
-                    context.report(&pod, event);
+            PodAction::AnnounceStop { id, event } => {
+                context.report(&pod, &event);
+                self.history.announced_stops.insert(id);
+            }
+            PodAction::PreStop { id, deadline, grace } => {
+                let work = execute::pre_stop(context, pod, id.clone(), grace);
+                self.spawn(OperationKey::PreStop(id), Some(deadline), work);
+            }
+            PodAction::StopContainer { id, deadline, grace, pre_stop, restarts } => {
+                if let Some(container) = restarts {
+                    self.history.container(&container).must_restart.insert(id.clone());
                 }
-                if let Some(container) = replaces {
-                    self.history.container(&container).replaced.insert(id.clone());
-                }
-                let work = execute::stop_container(context, pod, id.clone(), grace);
+                let work = execute::stop_container(context, pod, id.clone(), grace, pre_stop);
                 self.spawn(OperationKey::StopContainer(id), Some(deadline), work);
             }
             PodAction::RemoveContainer(id) => {
@@ -533,6 +554,7 @@ fn after_panic(key: &OperationKey) -> Outcome {
         }
         OperationKey::DeletePod => Outcome::DeleteFailed,
         OperationKey::MountVolumes => Outcome::VolumesSetUp(Box::default()),
+        OperationKey::PreStop(id) => Outcome::PreStopped(id.clone()),
         OperationKey::StopSandbox(_)
         | OperationKey::RemoveSandbox(_)
         | OperationKey::StopContainer(_)

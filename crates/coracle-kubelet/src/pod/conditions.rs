@@ -1,13 +1,24 @@
 //! The conditions of a Pod that the node agent owns.
 
-use k8s_openapi::api::core::v1::{ContainerStatus, PodCondition, PodStatus};
+use k8s_openapi::api::core::v1::{Pod, PodCondition, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::inputs::{Lifecycle, PodInputs};
+use super::containers::{self, Kind, Member};
+use super::initialization;
+use super::inputs::{Eviction, Lifecycle, PodInputs, has_run, statuses};
 use super::phase::Phase;
+use super::reasons::{
+    ALL_CONTAINERS_RESTARTING, DISRUPTION_TARGET, PREEMPTING, PREEMPTING_MESSAGE, TERMINATION_BY_KUBELET,
+};
 
-const OWNED: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWNED: [&str; 6] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    ALL_CONTAINERS_RESTARTING,
+];
 
 struct Verdict {
     kind: &'static str,
@@ -23,11 +34,17 @@ pub(super) fn conditions(i: &PodInputs, status: &PodStatus, phase: Phase) -> Vec
     let mut all: Vec<_> = current.iter().filter(|c| !OWNED.contains(&c.type_.as_str())).cloned().collect();
     let containers_ready = containers_ready(i, status, phase);
     let ready = ready(i, &containers_ready, &all);
-    for verdict in
-        [ready_to_start(i), initialized(phase), ready, containers_ready, simple("PodScheduled", true)]
-    {
-        all.push(condition(i, verdict));
-    }
+    let evicted = disruption(i).filter(|_| !all.iter().any(|c| c.type_ == DISRUPTION_TARGET));
+    let owned = [
+        evicted,
+        Some(ready_to_start(i)),
+        Some(initialized(i, status, phase)),
+        Some(ready),
+        Some(containers_ready),
+        Some(simple("PodScheduled", true)),
+        all_restarting(i, phase),
+    ];
+    all.extend(owned.into_iter().flatten().map(|verdict| condition(i, verdict)));
     all
 }
 
@@ -60,20 +77,88 @@ fn ready_to_start(i: &PodInputs) -> Verdict {
     simple("PodReadyToStartContainers", connected && !ended)
 }
 
-fn initialized(phase: Phase) -> Verdict {
-    let reason = (phase == Phase::Succeeded).then_some("PodCompleted");
-    Verdict { reason, ..simple("Initialized", true) }
+/// The eviction that a node agent had begun before it started anew: the condition was written first.
+#[must_use]
+pub fn eviction_under_way(pod: &Pod) -> Option<Eviction> {
+    let condition =
+        pod.status.as_ref()?.conditions.iter().flatten().find(|c| c.type_ == DISRUPTION_TARGET)?;
+    let preempted = condition.status == "True"
+        && condition.reason.as_deref() == Some(TERMINATION_BY_KUBELET)
+        && condition.message.as_deref() == Some(PREEMPTING_MESSAGE);
+    preempted.then(|| Eviction { reason: PREEMPTING, message: PREEMPTING_MESSAGE.to_owned() })
+}
+
+/// Written when the node ends the Pod; once it is there it stays as it is.
+fn disruption(i: &PodInputs) -> Option<Verdict> {
+    let eviction = i.eviction.as_ref()?;
+    let message = Some(eviction.message.clone());
+    Some(Verdict { reason: Some(TERMINATION_BY_KUBELET), message, ..simple(DISRUPTION_TARGET, true) })
+}
+
+/// Written if some rule may restart all containers.
+fn all_restarting(i: &PodInputs, phase: Phase) -> Option<Verdict> {
+    let rules = |member: Member<'_>| {
+        member.container.restart_policy_rules.iter().flatten().any(super::phase::restarts_all)
+    };
+    if !containers::all(i.spec()).any(rules) {
+        return None;
+    }
+    let reason = match phase {
+        Phase::Succeeded => "PodCompleted",
+        Phase::Failed => "PodFailed",
+        Phase::Pending | Phase::Running => {
+            if i.lifecycle == Lifecycle::Syncing && initialization::restarts_all(i) {
+                let message = Some("container exited with restart policy rule".to_owned());
+                let reason = Some("RestartAllContainersStarted");
+                return Some(Verdict { reason, message, ..simple(ALL_CONTAINERS_RESTARTING, true) });
+            }
+            return Some(simple(ALL_CONTAINERS_RESTARTING, false));
+        }
+    };
+    Some(Verdict { reason: Some(reason), ..simple(ALL_CONTAINERS_RESTARTING, false) })
+}
+
+fn initialized(i: &PodInputs, status: &PodStatus, phase: Phase) -> Verdict {
+    let find = |name: &str| status.init_container_statuses.iter().flatten().find(|s| s.name == name);
+    let inits: Vec<_> = containers::init(i.spec()).collect();
+    let unknown = names(&inits, &|member| find(member.name()).is_none());
+    let incomplete = names(&inits, &|member| {
+        find(member.name()).is_some_and(|s| match member.kind {
+            Kind::Sidecar => s.started != Some(true),
+            _ => !s.ready,
+        })
+    });
+    // Once a regular container has run, what becomes of sidecars later takes nothing back.
+    let begun = status.container_statuses.iter().flatten().any(has_run);
+    if phase == Phase::Succeeded && unknown.is_empty() {
+        Verdict { reason: Some("PodCompleted"), ..simple("Initialized", true) }
+    } else if begun || (unknown.is_empty() && incomplete.is_empty()) {
+        simple("Initialized", true)
+    } else {
+        let message = Some(listed(&[("unknown", unknown), ("incomplete", incomplete)]));
+        Verdict { reason: Some("ContainersNotInitialized"), message, ..simple("Initialized", false) }
+    }
+}
+
+fn names<'a>(members: &'a [Member<'_>], matches: &dyn Fn(&Member<'_>) -> bool) -> Vec<&'a str> {
+    members.iter().filter(|member| matches(member)).map(Member::name).collect()
+}
+
+/// `containers with unready status: [a b]`, for each list that names some.
+fn listed(lists: &[(&str, Vec<&str>)]) -> String {
+    let some = lists.iter().filter(|(_, names)| !names.is_empty());
+    let parts: Vec<_> =
+        some.map(|(what, names)| format!("containers with {what} status: [{}]", names.join(" "))).collect();
+    parts.join(", ")
 }
 
 fn containers_ready(i: &PodInputs, status: &PodStatus, phase: Phase) -> Verdict {
-    let statuses = status.container_statuses.as_deref().unwrap_or_default();
-    let spec = &i.spec().containers;
-    let find = |name: &str| statuses.iter().find(|s| s.name == name);
-    let names = |matches: &dyn Fn(Option<&ContainerStatus>) -> bool| -> Vec<&str> {
-        spec.iter().map(|c| c.name.as_str()).filter(|name| matches(find(name))).collect()
-    };
-    let unknown = names(&|s| s.is_none());
-    let unready = names(&|s| s.is_some_and(|s| !s.ready));
+    let find = |name: &str| statuses(status).find(|s| s.name == name);
+    let counted: Vec<_> = containers::all(i.spec())
+        .filter(|member| matches!(member.kind, Kind::Sidecar | Kind::Regular))
+        .collect();
+    let unknown = names(&counted, &|member| find(member.name()).is_none());
+    let unready = names(&counted, &|member| find(member.name()).is_some_and(|s| !s.ready));
     let no = |reason, message| Verdict { reason: Some(reason), message, ..simple("ContainersReady", false) };
     if phase == Phase::Succeeded && unknown.is_empty() {
         no("PodCompleted", None)
@@ -82,14 +167,7 @@ fn containers_ready(i: &PodInputs, status: &PodStatus, phase: Phase) -> Verdict 
     } else if unknown.is_empty() && unready.is_empty() {
         simple("ContainersReady", true)
     } else {
-        let mut parts = Vec::new();
-        if !unknown.is_empty() {
-            parts.push(format!("containers with unknown status: [{}]", unknown.join(" ")));
-        }
-        if !unready.is_empty() {
-            parts.push(format!("containers with unready status: [{}]", unready.join(" ")));
-        }
-        no("ContainersNotReady", Some(parts.join(", ")))
+        no("ContainersNotReady", Some(listed(&[("unknown", unknown), ("unready", unready)])))
     }
 }
 

@@ -8,18 +8,30 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
-use super::inputs::{ANNOTATION_IMAGE, ANNOTATION_IMAGE_ID, Lifecycle, PodInputs, UNKNOWN_EXIT_CODE};
-use super::{definition_hash, plan, reasons};
+use super::containers::{self, Kind, Member};
+use super::inputs::{self, ANNOTATION_IMAGE, ANNOTATION_IMAGE_ID, Lifecycle, PodInputs, UNKNOWN_EXIT_CODE};
+use super::{definition_hash, initialization, plan, reasons};
 
-/// The status of a regular container.
-pub(super) fn container_status(i: &PodInputs, container: &Container) -> ContainerStatus {
-    let mut status = observed(i, container);
+/// The status of a container of any kind.
+pub(super) fn container_status(i: &PodInputs, member: &Member<'_>) -> ContainerStatus {
+    let mut status = observed(i, member);
+    match member.kind {
+        // It is ready when it has done its work.
+        Kind::Init => status.ready = exit_code(&status) == Some(0),
+        Kind::Ephemeral => (status.started, status.ready) = (None, false),
+        Kind::Sidecar | Kind::Regular => {}
+    }
     // The API writes it out also if there is none.
     status.last_state.get_or_insert_default();
     status
 }
 
-fn observed(i: &PodInputs, container: &Container) -> ContainerStatus {
+fn exit_code(status: &ContainerStatus) -> Option<i32> {
+    Some(status.state.as_ref()?.terminated.as_ref()?.exit_code)
+}
+
+fn observed(i: &PodInputs, member: &Member<'_>) -> ContainerStatus {
+    let container = member.container.as_ref();
     let name = container.name.as_str();
     let previous = i.previous(name);
     // An instance that a start in flight has made but not started yet is not shown.
@@ -36,7 +48,7 @@ fn observed(i: &PodInputs, container: &Container) -> ContainerStatus {
         ..ContainerStatus::default()
     };
     let Some(newest) = instances.first() else {
-        forgotten(i, container, previous, &mut status);
+        forgotten(i, member, previous, &mut status);
         return status;
     };
     describe_instance(i, newest, &mut status);
@@ -44,8 +56,9 @@ fn observed(i: &PodInputs, container: &Container) -> ContainerStatus {
     match newest.container.state {
         CriState::Running => {
             status.state = Some(running(newest));
-            status.started = Some(true);
-            status.ready = true;
+            let started = initialization::is_started(i, member, newest);
+            status.started = Some(started);
+            status.ready = started && initialization::is_ready(i, member, newest);
             describe_running(container, newest, &mut status);
         }
         CriState::Created => status.state = Some(waiting("", "")),
@@ -59,18 +72,43 @@ fn observed(i: &PodInputs, container: &Container) -> ContainerStatus {
                 waiting("", "")
             });
         }
-        CriState::Exited => status.state = Some(terminated(i, newest)),
+        CriState::Exited => {
+            let mut ended = terminated(i, newest);
+            if member.kind != Kind::Ephemeral && i.was_restarting_all() && was_alive(previous, &ended) {
+                ended.terminated.iter_mut().for_each(ended_for_restart);
+            }
+            status.state = Some(ended);
+        }
     }
     if newest.container.state != CriState::Running {
-        wait_for_start(i, container, Some(newest), &mut status);
+        wait_for_start(i, member, Some(newest), &mut status);
     }
     status
+}
+
+/// What was shown last of the instance that has `ended` is that it ran, or that it was stopped so that all start anew.
+fn was_alive(previous: Option<&ContainerStatus>, ended: &ContainerState) -> bool {
+    let Some(before) = previous.filter(|p| {
+        p.container_id.is_some()
+            && p.container_id == ended.terminated.as_ref().and_then(|t| t.container_id.clone())
+    }) else {
+        return false;
+    };
+    let Some(state) = &before.state else { return false };
+    let stopped =
+        |t: &ContainerStateTerminated| t.reason.as_deref() == Some(reasons::RESTARTING_ALL_CONTAINERS);
+    state.running.is_some() || state.terminated.as_ref().is_some_and(stopped)
+}
+
+fn ended_for_restart(ended: &mut ContainerStateTerminated) {
+    ended.reason = Some(reasons::RESTARTING_ALL_CONTAINERS.to_owned());
+    ended.message = Some(reasons::RESTARTING_ALL_CONTAINERS_MESSAGE.to_owned());
 }
 
 /// No instance is known to the runtime: never started, or forgotten.
 fn forgotten(
     i: &PodInputs,
-    container: &Container,
+    member: &Member<'_>,
     previous: Option<&ContainerStatus>,
     status: &mut ContainerStatus,
 ) {
@@ -80,18 +118,48 @@ fn forgotten(
         reasons::CONTAINER_CREATING
     };
     status.state = Some(waiting(default, ""));
-    let Some(previous) = previous else {
-        wait_for_start(i, container, None, status);
-        return;
-    };
+    if let Some(previous) = previous {
+        remember(i, member, previous, status);
+    }
+    let begun = |other: Member<'_>| i.newest_here(other.name()).is_some();
+    let waits = status.state.as_ref().is_some_and(|s| s.waiting.is_some());
+    if member.kind == Kind::Init
+        && waits
+        && containers::regular(i.spec()).any(begun)
+        && !i.was_restarting_all()
+    {
+        status.state = Some(completed_unseen());
+    }
+    wait_for_start(i, member, None, status);
+}
+
+/// What the last status knows of a container that the runtime does not know.
+fn remember(i: &PodInputs, member: &Member<'_>, previous: &ContainerStatus, status: &mut ContainerStatus) {
     status.restart_count = previous.restart_count;
     status.last_state = previous.last_state.clone().filter(|s| s.terminated.is_some());
-    let state = previous.state.as_ref();
-    if state.is_some_and(|s| s.terminated.is_some()) {
+    let removed = inputs::waiting(previous) == Some(reasons::RESTARTING_ALL_CONTAINERS);
+    if removed {
+        status.state.clone_from(&previous.state);
+        return;
+    }
+    let restarting = member.kind != Kind::Ephemeral && i.was_restarting_all() && inputs::has_run(previous);
+    let state = previous.state.clone().unwrap_or_default();
+    if restarting {
+        let mut end = lost(reasons::LOST_WHEN_DELETED, previous.container_id.clone());
+        end.terminated.iter_mut().for_each(ended_for_restart);
+        if state.terminated.is_some() {
+            status.last_state = Some(state);
+        } else if state.running.is_some() {
+            status.last_state = Some(end);
+        }
+        status.state =
+            Some(waiting(reasons::RESTARTING_ALL_CONTAINERS, reasons::RESTARTING_ALL_CONTAINERS_MESSAGE));
+        status.restart_count += 1;
+    } else if state.terminated.is_some() {
         *status = previous.clone();
         status.ready = false;
         status.started = Some(false);
-    } else if state.is_some_and(|s| s.running.is_some()) {
+    } else if state.running.is_some() {
         if i.is_deleted() {
             status.image_id = previous.image_id.clone();
             status.container_id = previous.container_id.clone();
@@ -101,19 +169,19 @@ fn forgotten(
         status.last_state = Some(lost(reasons::LOST_WHEN_DELETED, previous.container_id.clone()));
         status.restart_count += 1;
     }
-    wait_for_start(i, container, None, status);
 }
 
 /// Replaces the state by what delays or prevents the next start, if there is to be one.
 fn wait_for_start(
     i: &PodInputs,
-    container: &Container,
+    member: &Member<'_>,
     newest: Option<&cri::ContainerStatus>,
     status: &mut ContainerStatus,
 ) {
-    if i.lifecycle != Lifecycle::Syncing || !i.should_start(container) {
+    if i.lifecycle != Lifecycle::Syncing || !i.should_start(member) {
         return;
     }
+    let container = member.container.as_ref();
     let name = container.name.as_str();
     if i.is_starting(name) {
         // Until the start has an outcome, what was shown before is still true.
@@ -124,8 +192,9 @@ fn wait_for_start(
         return;
     }
     let exited = newest.filter(|n| n.container.state == CriState::Exited);
-    let shown = failure_shown(i, container, exited)
-        .or_else(|| exited.and_then(|e| crash_loop_shown(i, container, e)));
+    let removed = inputs::waiting(status) == Some(reasons::RESTARTING_ALL_CONTAINERS);
+    let shown = failure_shown(i, container, exited.is_some())
+        .or_else(|| crash_loop_shown(i, container).filter(|_| !removed));
     let Some((reason, message)) = shown else { return };
     if let Some(exited) = exited {
         status.last_state = Some(terminated(i, exited));
@@ -135,30 +204,20 @@ fn wait_for_start(
     status.state = Some(waiting(&reason, &message));
 }
 
-fn failure_shown(
-    i: &PodInputs,
-    container: &Container,
-    exited: Option<&cri::ContainerStatus>,
-) -> Option<(String, String)> {
+fn failure_shown(i: &PodInputs, container: &Container, exited: bool) -> Option<(String, String)> {
     let failure = plan::current_failure(i, container)?;
-    let ended_at_once = failure.reason == reasons::RUN_CONTAINER_ERROR && exited.is_some();
+    let ended_at_once = failure.reason == reasons::RUN_CONTAINER_ERROR && exited;
     if ended_at_once && failure.backing_off {
-        return crash_loop_shown(i, container, exited?).or_else(|| Some(failure.shown()));
+        return crash_loop_shown(i, container).or_else(|| Some(failure.shown()));
     }
     Some(failure.shown())
 }
 
-fn crash_loop_shown(
-    i: &PodInputs,
-    container: &Container,
-    exited: &cri::ContainerStatus,
-) -> Option<(String, String)> {
+fn crash_loop_shown(i: &PodInputs, container: &Container) -> Option<(String, String)> {
     let name = container.name.as_str();
-    if i.history.was_replaced(name, &exited.container.id) || !i.exit_is_seen(exited) {
-        return None;
-    }
+    let end = i.end(name).filter(|end| end.seen)?;
     let entry = plan::restart_backoff(i, name, &definition_hash(container))?;
-    entry.until(exited.finished_at.unwrap_or(exited.container.created_at))?;
+    entry.until(end.finished_at)?;
     let message = reasons::crash_loop_message(entry.delay, name, &i.full_name());
     Some((reasons::CRASH_LOOP_BACK_OFF.to_owned(), message))
 }
@@ -234,6 +293,17 @@ pub(super) fn terminated(i: &PodInputs, container: &cri::ContainerStatus) -> Con
         started_at: Some(Time(container.started_at.unwrap_or(Timestamp::UNIX_EPOCH))),
         finished_at: container.finished_at.map(Time),
         signal: None,
+    };
+    ContainerState { terminated: Some(terminated), ..ContainerState::default() }
+}
+
+/// The state of a plain init container that must have ended well, since the Pod has come further.
+fn completed_unseen() -> ContainerState {
+    let terminated = ContainerStateTerminated {
+        exit_code: 0,
+        reason: Some(reasons::COMPLETED.to_owned()),
+        message: Some(reasons::INIT_FORGOTTEN.to_owned()),
+        ..ContainerStateTerminated::default()
     };
     ContainerState { terminated: Some(terminated), ..ContainerState::default() }
 }

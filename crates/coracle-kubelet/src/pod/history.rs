@@ -29,6 +29,10 @@ pub struct History {
     pub delete_retry: Option<Retry>,
     /// Sandboxes that have been stopped, whatever state the runtime reports.
     pub stopped_sandboxes: BTreeSet<PodSandboxId>,
+    /// Instances of which the user has been told that they are being stopped.
+    pub announced_stops: BTreeSet<ContainerId>,
+    /// Instances whose preStop hook has run before their turn to be stopped.
+    pub pre_stopped: BTreeSet<ContainerId>,
     /// The user has been told that the network is not ready.
     pub network_reported: bool,
     /// The API server has taken the final delete.
@@ -50,8 +54,8 @@ pub struct ContainerHistory {
     pub restart_backoff: Option<(String, Backoff)>,
     /// The exited instance whose delayed restart the user has been told of.
     pub announced: Option<ContainerId>,
-    /// Instances stopped because the definition changed.
-    pub replaced: BTreeSet<ContainerId>,
+    /// Instances stopped in order to be started again, however they end.
+    pub must_restart: BTreeSet<ContainerId>,
 }
 
 /// A start that did not happen.
@@ -147,6 +151,8 @@ pub enum Outcome {
     },
     /// Volumes were set up, as far as they could be.
     VolumesSetUp(Box<VolumesRound>),
+    /// The preStop hook of an instance that must not be stopped yet has ended.
+    PreStopped(ContainerId),
     /// The API server took the final delete.
     DeleteSent,
     /// The API server did not take the final delete.
@@ -182,6 +188,9 @@ impl History {
             }
             // What the worker keeps of volumes is gathered anew for each turn.
             Outcome::VolumesSetUp(_) => {}
+            Outcome::PreStopped(id) => {
+                self.pre_stopped.insert(id.clone());
+            }
             Outcome::DeleteSent => {
                 self.delete_sent = true;
                 self.delete_retry = None;
@@ -196,9 +205,9 @@ impl History {
         self.containers.entry(name.to_owned()).or_default()
     }
 
-    /// The instance was stopped because the container's definition changed.
-    pub(crate) fn was_replaced(&self, container: &str, id: &ContainerId) -> bool {
-        self.containers.get(container).is_some_and(|h| h.replaced.contains(id))
+    /// The instance was stopped in order to be started again.
+    pub(crate) fn must_restart(&self, container: &str, id: &ContainerId) -> bool {
+        self.containers.get(container).is_some_and(|h| h.must_restart.contains(id))
     }
 }
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use coracle_cri::{self as cri, ContainerId, ContainerState, PodSandboxId, PodSandboxState};
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{self as api, Container, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{self as api, Pod, PodSpec, PodStatus};
 
+use super::containers::{Kind, Member};
 use super::history::History;
+use super::phase::restartable;
 use super::volumes::VolumesState;
+use super::{initialization, reasons};
 use crate::probe::ProbeResults;
 
 /// Everything [`super::plan`] and [`super::status`] look at.
@@ -27,6 +30,8 @@ pub struct PodInputs {
     pub lifecycle: Lifecycle,
     /// Why the node refuses the Pod, if it does.
     pub rejection: Option<Rejection>,
+    /// Why the node ends the Pod although nobody deleted it, if it does.
+    pub eviction: Option<Eviction>,
     /// The Pod's sandboxes, newest first.
     pub sandboxes: Vec<cri::PodSandboxStatus>,
     /// The Pod's containers in all its sandboxes.
@@ -99,6 +104,17 @@ pub enum TerminationCause {
     DeadlineExceeded,
     /// The node refused it.
     Rejected,
+    /// The node ends it for the sake of others.
+    Evicted,
+}
+
+/// Why the node ends a Pod for the sake of others: `status.reason` and `status.message`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Eviction {
+    /// For example `Preempting`; the event's reason too.
+    pub reason: &'static str,
+    /// Explanation, which the event and the condition `DisruptionTarget` carry too.
+    pub message: String,
 }
 
 /// Why the node refuses a Pod: `status.reason`, and the text of the event.
@@ -134,6 +150,8 @@ pub enum OperationKey {
     PullImage(String),
     /// Creating and starting a container.
     StartContainer(String),
+    /// Running the hook of a container that must not be stopped yet.
+    PreStop(ContainerId),
     /// Stopping a container.
     StopContainer(ContainerId),
     /// Removing a dead container and its log.
@@ -200,6 +218,12 @@ impl PodInputs {
         self.sandboxes.first().filter(|s| s.sandbox.state == PodSandboxState::Ready)
     }
 
+    /// The sandbox that containers are started in.
+    pub(crate) fn current_sandbox(&self) -> Option<&PodSandboxId> {
+        let id = &self.ready_sandbox()?.sandbox.id;
+        (!self.history.stopped_sandboxes.contains(id)).then_some(id)
+    }
+
     /// Instances of a container, newest first.
     pub(crate) fn instances(&self, name: &str) -> Vec<&cri::ContainerStatus> {
         let mut found: Vec<_> = self.containers.iter().filter(|c| c.container.name == name).collect();
@@ -211,6 +235,17 @@ impl PodInputs {
             ))
         });
         found
+    }
+
+    /// The newest instance of a container.
+    pub(crate) fn newest(&self, name: &str) -> Option<&cri::ContainerStatus> {
+        self.instances(name).into_iter().next()
+    }
+
+    /// The newest instance of a container, if it is in the sandbox that counts.
+    pub(crate) fn newest_here(&self, name: &str) -> Option<&cri::ContainerStatus> {
+        let sandbox = self.current_sandbox()?;
+        self.newest(name).filter(|c| c.container.sandbox == *sandbox)
     }
 
     /// A start of this container is in flight.
@@ -233,33 +268,85 @@ impl PodInputs {
         format!("{}://{id}", self.node.runtime_name)
     }
 
-    /// Whether the container's newest instance may be started (anew), by what is known of its past.
-    pub(crate) fn should_start(&self, container: &Container) -> bool {
-        let policy = self.spec().restart_policy.as_deref();
-        let again = |exit| super::phase::restartable(policy, container, false, exit);
-        match self.instances(&container.name).first() {
-            Some(newest) => match newest.container.state {
-                ContainerState::Running | ContainerState::Unknown => false,
-                ContainerState::Created => true,
-                ContainerState::Exited => {
-                    self.history.was_replaced(&container.name, &newest.container.id)
-                        || again(newest.exit_code.unwrap_or(UNKNOWN_EXIT_CODE))
+    /// Whether the container is to be started (anew), by what is known of its past. Its turn may not have come.
+    pub(crate) fn should_start(&self, member: &Member<'_>) -> bool {
+        let name = member.name();
+        let newest = self.newest(name);
+        if let Some(newest) = newest {
+            match newest.container.state {
+                ContainerState::Running | ContainerState::Unknown => return false,
+                ContainerState::Created => return true,
+                ContainerState::Exited if self.history.must_restart(name, &newest.container.id) => {
+                    return true;
                 }
-            },
-            None => match self.previous(&container.name) {
-                None => true,
-                Some(previous) => match (running(previous), last_termination(previous)) {
-                    (true, _) => again(UNKNOWN_EXIT_CODE),
-                    (false, Some(terminated)) => again(terminated.exit_code),
-                    (false, None) => true,
-                },
+                ContainerState::Exited => {}
+            }
+        }
+        match member.kind {
+            Kind::Ephemeral => newest.is_none() && self.previous(name).is_none_or(|p| !has_run(p)),
+            Kind::Init => {
+                initialization::is_due(self, name)
+                    && match self.newest_here(name) {
+                        Some(here) => self.restarts(member, here.exit_code.unwrap_or(UNKNOWN_EXIT_CODE)),
+                        None => true,
+                    }
+            }
+            Kind::Sidecar => true,
+            Kind::Regular => match newest {
+                Some(newest) => self.restarts(member, newest.exit_code.unwrap_or(UNKNOWN_EXIT_CODE)),
+                None => self.previous(name).is_none_or(|previous| self.forgotten_restarts(member, previous)),
             },
         }
     }
 
+    /// Whether a container that ended with `exit` is started again by the rules.
+    pub(crate) fn restarts(&self, member: &Member<'_>, exit: i32) -> bool {
+        let init = matches!(member.kind, Kind::Init | Kind::Sidecar);
+        member.kind != Kind::Ephemeral
+            && restartable(self.spec().restart_policy.as_deref(), &member.container, init, exit)
+    }
+
+    /// The same for one that the runtime has forgotten.
+    fn forgotten_restarts(&self, member: &Member<'_>, previous: &api::ContainerStatus) -> bool {
+        if self.was_restarting_all() {
+            return true;
+        }
+        match last_termination(previous) {
+            _ if running(previous) => self.restarts(member, UNKNOWN_EXIT_CODE),
+            None => true,
+            // It waited for its restart, which had been decided.
+            Some(last) if waiting(previous).is_some() && !is_lost(last) => true,
+            Some(last) => self.restarts(member, last.exit_code),
+        }
+    }
+
+    /// The last status computed says that all containers are being restarted.
+    pub(crate) fn was_restarting_all(&self) -> bool {
+        let conditions = self.previous_status.conditions.as_deref().unwrap_or_default();
+        conditions.iter().any(|c| c.type_ == reasons::ALL_CONTAINERS_RESTARTING && c.status == "True")
+    }
+
+    /// The end of the newest instance, as the runtime or the last status knows it.
+    pub(crate) fn end(&self, name: &str) -> Option<End> {
+        if let Some(newest) = self.newest(name) {
+            return (newest.container.state == ContainerState::Exited).then(|| End {
+                id: newest.container.id.clone(),
+                finished_at: newest.finished_at.unwrap_or(newest.container.created_at),
+                seen: self.exit_is_seen(newest),
+            });
+        }
+        let last = last_termination(self.previous(name)?)?;
+        let id = last.container_id.as_deref()?;
+        Some(End {
+            id: ContainerId(id.split_once("://").map_or(id, |(_, id)| id).to_owned()),
+            finished_at: last.finished_at.as_ref()?.0,
+            seen: true,
+        })
+    }
+
     /// The restart count that the next instance of the container gets.
     pub(crate) fn next_attempt(&self, name: &str) -> u32 {
-        if let Some(newest) = self.instances(name).first() {
+        if let Some(newest) = self.newest(name) {
             return match newest.container.state {
                 ContainerState::Created => newest.container.attempt,
                 // One that the runtime has forgotten has been counted, too.
@@ -268,8 +355,8 @@ impl PodInputs {
         }
         let Some(previous) = self.previous(name) else { return 0 };
         let count = self.restart_count(name);
-        let already_counted = last_termination(previous)
-            .is_none_or(|t| t.reason.as_deref() == Some(super::reasons::CONTAINER_STATUS_UNKNOWN));
+        let removed = waiting(previous) == Some(reasons::RESTARTING_ALL_CONTAINERS);
+        let already_counted = removed || last_termination(previous).is_none_or(is_lost);
         if already_counted && !running(previous) { count } else { count + 1 }
     }
 
@@ -292,6 +379,15 @@ impl PodInputs {
     }
 }
 
+/// The end of an instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) id: ContainerId,
+    pub(crate) finished_at: Timestamp,
+    /// The API server has shown it, or has been unable to for long enough.
+    pub(crate) seen: bool,
+}
+
 /// How long an outcome that the API server cannot be told holds back what follows from it.
 pub(crate) const SEEN_PATIENCE: SignedDuration = SignedDuration::from_secs(2);
 
@@ -299,11 +395,32 @@ pub(crate) const SEEN_PATIENCE: SignedDuration = SignedDuration::from_secs(2);
 pub(crate) const UNKNOWN_EXIT_CODE: i32 = 137;
 
 fn status_of<'a>(status: &'a PodStatus, name: &str) -> Option<&'a api::ContainerStatus> {
-    status.container_statuses.iter().flatten().find(|c| c.name == name)
+    statuses(status).find(|c| c.name == name)
+}
+
+/// The statuses of containers of all kinds.
+pub(crate) fn statuses(status: &PodStatus) -> impl Iterator<Item = &api::ContainerStatus> {
+    let lists =
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    lists.into_iter().flatten().flatten()
 }
 
 fn running(status: &api::ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|s| s.running.is_some())
+}
+
+/// The waiting reason, if it waits for one.
+pub(crate) fn waiting(status: &api::ContainerStatus) -> Option<&str> {
+    status.state.as_ref()?.waiting.as_ref().map(|waiting| waiting.reason.as_deref().unwrap_or_default())
+}
+
+/// Some instance of it has been started.
+pub(crate) fn has_run(status: &api::ContainerStatus) -> bool {
+    running(status) || last_termination(status).is_some()
+}
+
+fn is_lost(terminated: &api::ContainerStateTerminated) -> bool {
+    terminated.reason.as_deref() == Some(reasons::CONTAINER_STATUS_UNKNOWN)
 }
 
 fn last_termination(status: &api::ContainerStatus) -> Option<&api::ContainerStateTerminated> {

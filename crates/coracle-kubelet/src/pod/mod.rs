@@ -10,6 +10,7 @@ mod container_status;
 pub mod containers;
 pub mod history;
 pub mod image_name;
+mod initialization;
 pub mod inputs;
 pub mod phase;
 mod plan;
@@ -18,7 +19,8 @@ pub mod reasons;
 mod status;
 pub mod volumes;
 
-pub use inputs::{Lifecycle, PodInputs, TerminationCause};
+pub use conditions::eviction_under_way;
+pub use inputs::{Eviction, Lifecycle, PodInputs, TerminationCause};
 pub use plan::{MINIMUM_GRACE, PodAction, PodPlan, StartContainer, WaitingOn, plan};
 pub(crate) use publish::merge_patch;
 pub use publish::{Publication, differs, patch, publication, rebase};

@@ -2,6 +2,9 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerRestartRule, ContainerState, ContainerStatus, PodSpec};
 
+use super::containers::is_sidecar;
+use super::reasons;
+
 /// A Pod's phase.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
@@ -45,15 +48,10 @@ impl Phase {
 /// Whether a container that ended with `exit` is started again. `init` is true for an init container.
 #[must_use]
 pub fn restartable(pod_policy: Option<&str>, container: &Container, init: bool, exit: i32) -> bool {
-    let policy = match container.restart_policy.as_deref() {
-        Some(own) => {
-            if container.restart_policy_rules.iter().flatten().any(|rule| restarts(rule, exit)) {
-                return true;
-            }
-            own
-        }
-        None => pod_policy.unwrap_or("Always"),
-    };
+    if matching_rule(container, exit).is_some() {
+        return true;
+    }
+    let policy = container.restart_policy.as_deref().or(pod_policy).unwrap_or("Always");
     let sidecar = init && container.restart_policy.as_deref() == Some("Always");
     match policy {
         "Never" => false,
@@ -63,11 +61,22 @@ pub fn restartable(pod_policy: Option<&str>, container: &Container, init: bool, 
     }
 }
 
-fn restarts(rule: &ContainerRestartRule, exit: i32) -> bool {
-    let Some(codes) = &rule.exit_codes else { return false };
-    let listed = codes.values.iter().flatten().any(|v| *v == exit);
-    let matches = if codes.operator == "NotIn" { !listed } else { listed };
-    matches && matches!(rule.action.as_str(), "Restart" | "RestartAllContainers")
+/// The first rule of the container that speaks of `exit`. Rules count only beside a restart policy of its own.
+pub(crate) fn matching_rule(container: &Container, exit: i32) -> Option<&ContainerRestartRule> {
+    container.restart_policy.as_ref()?;
+    container.restart_policy_rules.iter().flatten().find(|rule| {
+        let Some(codes) = &rule.exit_codes else { return false };
+        let listed = codes.values.iter().flatten().any(|v| *v == exit);
+        let matches = if codes.operator == "NotIn" { !listed } else { listed };
+        matches && matches!(rule.action.as_str(), "Restart" | RESTART_ALL_CONTAINERS)
+    })
+}
+
+const RESTART_ALL_CONTAINERS: &str = "RestartAllContainers";
+
+/// Whether the action of a rule is to start all containers anew.
+pub(crate) fn restarts_all(rule: &ContainerRestartRule) -> bool {
+    rule.action == RESTART_ALL_CONTAINERS
 }
 
 #[derive(Default)]
@@ -96,8 +105,9 @@ pub fn phase(
     let mut counts = Counts::default();
     for container in spec.init_containers.iter().flatten() {
         let status = init_containers.iter().find(|s| s.name == container.name);
-        if container.restart_policy.as_deref() == Some("Always") {
-            match evidence(status) {
+        let seen = evidence(status);
+        if is_sidecar(container) {
+            match seen {
                 Evidence::None => counts.unknown += 1,
                 Evidence::Running => {
                     counts.running += 1;
@@ -110,15 +120,11 @@ pub fn phase(
                 Evidence::Stopped(_) => {}
             }
         } else {
-            match evidence(status) {
+            match seen {
                 Evidence::None | Evidence::Running | Evidence::Waiting => pending_init = true,
                 Evidence::Stopped(0) => {}
-                Evidence::Stopped(exit) => {
-                    if !restartable(policy, container, true, exit) {
-                        return Phase::Failed;
-                    }
-                    pending_init = true;
-                }
+                Evidence::Stopped(exit) if restartable(policy, container, true, exit) => {}
+                Evidence::Stopped(_) => return Phase::Failed,
             }
         }
     }
@@ -160,17 +166,21 @@ enum Evidence {
 
 fn evidence(status: Option<&ContainerStatus>) -> Evidence {
     let Some(status) = status else { return Evidence::None };
-    let exit =
-        |s: &Option<ContainerState>| s.as_ref().and_then(|s| s.terminated.as_ref()).map(|t| t.exit_code);
+    let terminated = |s: &'_ Option<ContainerState>| s.as_ref().and_then(|s| s.terminated.clone());
+    let removed = Some(reasons::RESTARTING_ALL_CONTAINERS);
     let state = status.state.as_ref();
     if state.is_some_and(|s| s.running.is_some()) {
-        Evidence::Running
-    } else if let Some(code) = exit(&status.state) {
-        Evidence::Stopped(code)
-    } else if let (Some(code), true) = (exit(&status.last_state), state.is_some_and(|s| s.waiting.is_some()))
-    {
-        Evidence::Stopped(code)
-    } else {
-        Evidence::Waiting
+        return Evidence::Running;
+    }
+    if let Some(ended) = terminated(&status.state) {
+        // One that is removed in order to start anew has not ended.
+        let going = ended.reason.as_deref() == removed;
+        return if going { Evidence::Waiting } else { Evidence::Stopped(ended.exit_code) };
+    }
+    match (state.and_then(|s| s.waiting.as_ref()), terminated(&status.last_state)) {
+        (Some(waiting), Some(last)) if waiting.reason.as_deref() != removed => {
+            Evidence::Stopped(last.exit_code)
+        }
+        _ => Evidence::Waiting,
     }
 }

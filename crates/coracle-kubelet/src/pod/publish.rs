@@ -6,7 +6,8 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{self as api, PodStatus};
 use serde_json::{Map, Value, json};
 
-use super::inputs::{Lifecycle, OperationKey, PodInputs};
+use super::inputs::{Lifecycle, OperationKey, PodInputs, statuses};
+use super::reasons::DISRUPTION_TARGET;
 
 /// The longest that a status is held back because a better one is about to follow.
 const HOLD: SignedDuration = SignedDuration::from_secs(1);
@@ -62,8 +63,8 @@ fn shows_an_outcome(published: &PodStatus, status: &PodStatus) -> bool {
         let reason = waiting.reason.as_deref().filter(|reason| !NOT_YET.contains(reason))?;
         Some((reason, waiting.message.as_deref()))
     }
-    status.container_statuses.iter().flatten().any(|container| {
-        let before = published.container_statuses.iter().flatten().find(|c| c.name == container.name);
+    statuses(status).any(|container| {
+        let before = statuses(published).find(|c| c.name == container.name);
         let shown = |id: &str| {
             before.is_some_and(|c| {
                 ended(c.state.as_ref()) == Some(id) || ended(c.last_state.as_ref()) == Some(id)
@@ -126,10 +127,16 @@ pub(crate) fn merge_patch(from: &Value, to: &Value) -> Option<Value> {
 pub fn rebase(computed: &PodStatus, fresh: &PodStatus) -> PodStatus {
     let owned = |c: &&k8s_openapi::api::core::v1::PodCondition| super::conditions::is_owned(&c.type_);
     let mut conditions: Vec<_> = fresh.conditions.iter().flatten().filter(|c| !owned(c)).cloned().collect();
-    conditions.extend(computed.conditions.iter().flatten().filter(owned).cloned());
+    let taken = |c: &&k8s_openapi::api::core::v1::PodCondition| {
+        owned(c) || (c.type_ == DISRUPTION_TARGET && !conditions.iter().any(|there| there.type_ == c.type_))
+    };
+    let ours: Vec<_> = computed.conditions.iter().flatten().filter(taken).cloned().collect();
+    conditions.extend(ours);
     let mut status = PodStatus {
         conditions: (!conditions.is_empty()).then_some(conditions),
         container_statuses: computed.container_statuses.clone(),
+        init_container_statuses: computed.init_container_statuses.clone(),
+        ephemeral_container_statuses: computed.ephemeral_container_statuses.clone(),
         host_ip: computed.host_ip.clone(),
         host_ips: computed.host_ips.clone(),
         observed_generation: computed.observed_generation,

@@ -37,6 +37,24 @@ pub const LOST_WHEN_DELETED: &str =
     "The container could not be located when the pod was deleted.  The container used to be Running";
 /// Message of a container whose end nobody saw, when the Pod ends.
 pub const LOST_WHEN_TERMINATED: &str = "The container could not be located when the pod was terminated";
+/// Message of a plain init container of which nothing is left, in a Pod that has come further.
+pub const INIT_FORGOTTEN: &str = "Unable to get init container status from container runtime and pod has been initialized, \
+                                  treat it as exited normally";
+/// A container was removed so that all containers start anew.
+pub const RESTARTING_ALL_CONTAINERS: &str = "RestartingAllContainers";
+/// Message of [`RESTARTING_ALL_CONTAINERS`].
+pub const RESTARTING_ALL_CONTAINERS_MESSAGE: &str =
+    "The container is removed because RestartAllContainers in place";
+/// Condition: all containers are being removed in order to start anew.
+pub const ALL_CONTAINERS_RESTARTING: &str = "AllContainersRestarting";
+/// Condition: the Pod is about to be ended for the sake of others.
+pub const DISRUPTION_TARGET: &str = "DisruptionTarget";
+/// Reason of [`DISRUPTION_TARGET`] when it is the node that ends the Pod.
+pub const TERMINATION_BY_KUBELET: &str = "TerminationByKubelet";
+/// The node ends a Pod to make room for a critical one.
+pub const PREEMPTING: &str = "Preempting";
+/// Message of [`PREEMPTING`].
+pub const PREEMPTING_MESSAGE: &str = "Preempted in order to admit critical pod";
 /// `activeDeadlineSeconds` passed.
 pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
 /// Message of [`DEADLINE_EXCEEDED`].

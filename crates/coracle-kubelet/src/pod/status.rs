@@ -1,8 +1,11 @@
 //! The status of a Pod.
 
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, HostIP, PodIP, PodStatus};
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, HostIP, PodIP, PodStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::containers::{self, Kind};
 use super::inputs::{Lifecycle, PodInputs, TerminationCause, UNKNOWN_EXIT_CODE};
 use super::phase::{self, Phase};
 use super::{conditions, container_status, reasons};
@@ -31,20 +34,23 @@ pub fn status(i: &PodInputs) -> PodStatus {
     set_pod_ips(i, &mut status);
 
     let ended = matches!(i.lifecycle, Lifecycle::Terminated { .. } | Lifecycle::Gone);
-    let mut statuses: Vec<_> = i
-        .spec()
-        .containers
-        .iter()
-        .map(|container| container_status::container_status(i, container))
-        .collect();
-    statuses.sort_by(|a, b| a.name.cmp(&b.name));
+    let of = |member| container_status::container_status(i, &member);
+    let sorted = |mut list: Vec<ContainerStatus>| {
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    };
+    // Init containers stay as the spec has them.
+    let mut init: Vec<_> = containers::init(i.spec()).map(of).collect();
+    let mut regular = sorted(containers::regular(i.spec()).map(of).collect());
+    let ephemeral = sorted(containers::ephemeral(i.spec()).map(of).collect());
     if ended {
-        statuses.iter_mut().for_each(end_unknown);
+        end_unknown(i, &mut init, &mut regular);
     }
-    let phase = decide_phase(i, &statuses, ended, &mut status);
-    status.container_statuses = Some(statuses);
-    status.phase = Some(phase.as_str().to_owned());
-    status.conditions = Some(conditions::conditions(i, &status, phase));
+    status.init_container_statuses = (!init.is_empty()).then_some(init);
+    status.container_statuses = Some(regular);
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
+    let computed = decide_phase(i, ended, &mut status);
+    status.conditions = Some(conditions::conditions(i, &status, computed));
     status
 }
 
@@ -68,47 +74,88 @@ fn set_pod_ips(i: &PodInputs, status: &mut PodStatus) {
     }
 }
 
-fn decide_phase(
-    i: &PodInputs,
-    statuses: &[k8s_openapi::api::core::v1::ContainerStatus],
-    ended: bool,
-    status: &mut PodStatus,
-) -> Phase {
+/// Sets phase, reason and message. Returns the phase that containers tell of, which is not shown as long as
+/// something may still run: a Pod that has ended holds nothing any more.
+fn decide_phase(i: &PodInputs, ended: bool, status: &mut PodStatus) -> Phase {
     let known =
         |status: &PodStatus| status.phase.as_deref().and_then(Phase::parse).filter(|p| p.is_terminal());
     if let Some(phase) = known(&i.published).or_else(|| known(&i.previous_status)).or_else(|| known(status)) {
         let source = if known(&i.published).is_some() { &i.published } else { &i.previous_status };
         status.reason = status.reason.take().or_else(|| source.reason.clone());
         status.message = status.message.take().or_else(|| source.message.clone());
+        status.phase = Some(phase.as_str().to_owned());
         return phase;
     }
-    let initialized = i.ready_sandbox().is_some_and(|s| {
-        i.containers.iter().any(|c| c.container.sandbox == s.sandbox.id && c.started_at.is_some())
-    });
-    let init = status.init_container_statuses.as_deref().unwrap_or_default();
-    let phase = phase::phase(i.spec(), statuses, init, ended, initialized);
+    let initialized = containers::regular(i.spec())
+        .any(|member| i.newest_here(member.name()).is_some_and(|c| c.started_at.is_some()));
+    let list = |list: &'_ Option<Vec<ContainerStatus>>| list.clone().unwrap_or_default();
+    let (regular, init) = (list(&status.container_statuses), list(&status.init_container_statuses));
+    let computed = phase::phase(i.spec(), &regular, &init, ended, initialized);
     if !ended {
-        return phase;
-    }
-    if let Lifecycle::Terminated { cause: TerminationCause::DeadlineExceeded } = i.lifecycle {
-        status.reason = Some(reasons::DEADLINE_EXCEEDED.to_owned());
-        status.message = Some(reasons::DEADLINE_EXCEEDED_MESSAGE.to_owned());
-        return Phase::Failed;
+        let before = i.previous_status.phase.as_deref().and_then(Phase::parse).unwrap_or(Phase::Pending);
+        let shown = if computed.is_terminal() { before } else { computed };
+        status.phase = Some(shown.as_str().to_owned());
+        return computed;
     }
     // A Pod that ended is over, whatever its containers tell.
-    if phase.is_terminal() { phase } else { Phase::Failed }
+    let mut phase = if computed.is_terminal() { computed } else { Phase::Failed };
+    let why = match (&i.lifecycle, &i.eviction) {
+        (Lifecycle::Terminated { cause: TerminationCause::DeadlineExceeded }, _) => {
+            Some((reasons::DEADLINE_EXCEEDED, reasons::DEADLINE_EXCEEDED_MESSAGE))
+        }
+        (Lifecycle::Terminated { cause: TerminationCause::Evicted }, Some(eviction)) => {
+            Some((eviction.reason, eviction.message.as_str()))
+        }
+        _ => None,
+    };
+    if let Some((reason, message)) = why {
+        phase = Phase::Failed;
+        status.reason = Some(reason.to_owned());
+        status.message = Some(message.to_owned());
+    }
+    status.phase = Some(phase.as_str().to_owned());
+    phase
 }
 
-/// A container whose end nobody saw when the Pod ended.
-fn end_unknown(status: &mut k8s_openapi::api::core::v1::ContainerStatus) {
+/// Containers whose end nobody saw when the Pod ended: all regular ones of a Pod that had come so far, and the init
+/// containers up to the last one that had begun.
+fn end_unknown(i: &PodInputs, init: &mut [ContainerStatus], regular: &mut [ContainerStatus]) {
+    if was_initialized(i, init, regular) {
+        regular.iter_mut().for_each(end_one);
+    }
+    let moved = |status: &ContainerStatus| !waits(status) || ended_before(status).is_some();
+    let begun = init.iter().rposition(moved).unwrap_or(0);
+    init.iter_mut().take(begun + 1).for_each(end_one);
+}
+
+fn was_initialized(i: &PodInputs, init: &[ContainerStatus], regular: &[ContainerStatus]) -> bool {
+    let Some((last, member)) = init.last().zip(containers::init(i.spec()).last()) else { return true };
+    if regular.iter().any(|status| !waits(status) || ended_before(status).is_some()) {
+        return true;
+    }
+    let running = last.state.as_ref().is_some_and(|s| s.running.is_some());
+    let now = last.state.as_ref().and_then(|s| s.terminated.as_ref());
+    match member.kind {
+        Kind::Sidecar => running && last.started == Some(true),
+        _ => [now, ended_before(last)].into_iter().flatten().any(|t| t.exit_code == 0),
+    }
+}
+
+fn waits(status: &ContainerStatus) -> bool {
+    status.state.as_ref().is_some_and(|s| s.waiting.is_some())
+}
+
+fn ended_before(status: &ContainerStatus) -> Option<&ContainerStateTerminated> {
+    status.last_state.as_ref()?.terminated.as_ref()
+}
+
+fn end_one(status: &mut ContainerStatus) {
     if status.state.as_ref().is_some_and(|s| s.terminated.is_some()) {
         return;
     }
-    let last = status.last_state.as_ref().and_then(|s| s.terminated.clone());
-    let waited = status.state.as_ref().is_some_and(|s| s.waiting.is_some());
-    let terminated = match last {
+    let terminated = match ended_before(status).cloned() {
         // It ended and waited for its restart: how it ended is how it stays.
-        Some(last) if waited => {
+        Some(last) if waits(status) => {
             status.last_state = Some(ContainerState::default());
             last
         }

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use coracle_cri::{
-    ContainerConfig, Image, ImageSpec, LinuxContainerResources, Mount, MountPropagation, SecurityContext,
+    ContainerConfig, Image, ImageSpec, LinuxContainerResources, Mount, MountPropagation, NamespaceMode,
+    SecurityContext,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
@@ -45,7 +46,10 @@ pub fn container_config(
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     let identity = PodIdentity::of(pod);
-    let security_context = security_context(spec, container);
+    let mut security_context = security_context(spec, container);
+    if let Some(target) = &start.target {
+        security_context.namespaces.pid = NamespaceMode::Target(target.clone());
+    }
     check_non_root(spec, container, &security_context, context.image, &identity)?;
     let envs = env::environment(container, &context.env)?;
     let value_of = |name: &str| envs.iter().find(|v| v.key == name).map(|v| v.value.as_str());
@@ -205,6 +209,7 @@ mod tests {
             backoff: None,
             hash: "h".into(),
             event: None,
+            target: None,
         };
         let context = ContainerContext {
             env: EnvContext {

@@ -1,40 +1,48 @@
 //! The containers of a Pod that is kept: which of them is started, stopped, or waited for.
 
+use std::time::Duration;
+
 use coracle_clock::later;
-use coracle_cri::{ContainerState, PodSandboxId};
+use coracle_cri::{ContainerState, ContainerStatus, PodSandboxId};
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Container;
 
-use super::lifecycle::{active_deadline, is_alive, spec_grace};
+use super::lifecycle::{active_deadline, is_alive};
 use super::removal::remove_leftovers;
+use super::restart_all::plan_restart_all;
 use super::sandbox::plan_sandbox;
 use super::start::{StartFrame, current_failure, failure_holds_back, plan_start, restart_backoff};
-use super::terminating::{grace, teardown_waits};
+use super::terminating::{has_pre_stop, stop_grace, teardown_waits};
 use super::{PodAction, PodPlan, WaitingOn, volumes};
 use crate::pod::backoff::Backoff;
+use crate::pod::containers::{self, Kind, Member};
 use crate::pod::definition_hash;
-use crate::pod::inputs::{ANNOTATION_HASH, OperationKey, PodInputs, SEEN_PATIENCE};
+use crate::pod::initialization::{self, Progress};
+use crate::pod::inputs::{ANNOTATION_HASH, End, OperationKey, PodInputs, SEEN_PATIENCE};
 use crate::pod::reasons::{self, PodEvent};
+use crate::probe::ProbeKind;
 
 pub(super) fn plan_syncing(i: &PodInputs, plan: &mut PodPlan) {
     if let Some(at) = active_deadline(i) {
         plan.wake(at);
     }
+    if plan_restart_all(i, plan) {
+        return;
+    }
     remove_leftovers(i, plan);
+    for member in containers::all(i.spec()) {
+        if let Some(newest) = i.newest(member.name()).filter(|c| is_alive(c.container.state)) {
+            plan_running(i, &member, newest, plan);
+        }
+    }
     if !volumes::plan_set_up(i, plan) {
         return;
     }
-    let Some(sandbox) = i.ready_sandbox().filter(|s| !i.history.stopped_sandboxes.contains(&s.sandbox.id))
-    else {
+    let Some(sandbox) = i.current_sandbox().cloned() else {
         plan_sandbox(i, plan);
         return;
     };
-    let sandbox = sandbox.sandbox.id.clone();
-    for container in &i.spec().containers {
-        // Starts are strictly one after the other: a pull or start in progress holds back the containers after it.
-        if plan_container(i, container, &sandbox, plan) == Turn::Busy {
-            break;
-        }
-    }
+    start_missing(i, &sandbox, plan);
     if plan.waiting_on.is_empty() {
         plan.wait(WaitingOn::StatusPublished);
     }
@@ -48,8 +56,30 @@ pub(super) enum Turn {
     Busy,
 }
 
-fn plan_container(i: &PodInputs, container: &Container, sandbox: &PodSandboxId, plan: &mut PodPlan) -> Turn {
-    let name = container.name.clone();
+/// Ephemeral containers first, that they may help where init containers cannot be started; then init containers one
+/// after the other, with the sidecars before them kept alive; then regular ones.
+fn start_missing(i: &PodInputs, sandbox: &PodSandboxId, plan: &mut PodPlan) {
+    let inits: Vec<_> = containers::init(i.spec()).collect();
+    let due = match initialization::progress(i) {
+        Progress::At(place) => place,
+        Progress::Done => inits.len(),
+    };
+    let initialized = due == inits.len();
+    let sidecars = inits.into_iter().enumerate();
+    let kept =
+        sidecars.filter(|(place, member)| *place == due || (*place < due && member.kind == Kind::Sidecar));
+    let regular = containers::regular(i.spec()).filter(|_| initialized);
+    let order = containers::ephemeral(i.spec()).chain(kept.map(|(_, member)| member)).chain(regular);
+    for member in order {
+        // Starts are strictly one after the other: a pull or start in progress holds back the containers after it.
+        if plan_container(i, &member, sandbox, plan) == Turn::Busy {
+            break;
+        }
+    }
+}
+
+fn plan_container(i: &PodInputs, member: &Member<'_>, sandbox: &PodSandboxId, plan: &mut PodPlan) -> Turn {
+    let name = member.name().to_owned();
     if i.is_starting(&name) {
         plan.wait(WaitingOn::ContainerStart { container: name });
         return Turn::Busy;
@@ -58,84 +88,126 @@ fn plan_container(i: &PodInputs, container: &Container, sandbox: &PodSandboxId, 
         plan.wait(WaitingOn::ImagePull { container: name });
         return Turn::Busy;
     }
-    let instances = i.instances(&name);
-    if let Some(newest) = instances.first().filter(|n| is_alive(n.container.state)) {
-        plan_running(i, container, newest, plan);
+    if !i.should_start(member) {
         return Turn::Next;
     }
-    if !i.should_start(container) {
-        return Turn::Next;
-    }
-    let exited = instances.first().filter(|n| n.container.state == ContainerState::Exited);
-    let hash = definition_hash(container);
-    let mut backoff = None;
-    if let Some(failure) = current_failure(i, container)
-        && failure_holds_back(i, &name, failure, exited.is_some(), plan)
+    let end = i.end(&name);
+    let hash = definition_hash(&member.container);
+    if let Some(failure) = current_failure(i, &member.container)
+        && failure_holds_back(i, &name, failure, end.is_some(), plan)
     {
         return Turn::Next;
     }
-    if let Some(exited) = exited {
-        if !i.exit_is_seen(exited) {
-            plan.wait(WaitingOn::StatusPublished);
-            plan.wake(exited.finished_at.map_or(i.now, |at| at + SEEN_PATIENCE));
-            return Turn::Next;
-        }
-        let finished = exited.finished_at.unwrap_or(exited.container.created_at);
+    let mut backoff = None;
+    if let Some(end) = end {
         let entry = restart_backoff(i, &name, &hash);
-        if let Some(until) = entry.and_then(|entry| entry.until(finished)).filter(|until| i.now < *until) {
-            if i.history.containers.get(&name).and_then(|h| h.announced.as_ref())
-                != Some(&exited.container.id)
-            {
-                plan.actions.push(PodAction::BeginBackOff {
-                    event: Some(reasons::restart_back_off_event(&name, &i.full_name())),
-                    container: name.clone(),
-                    instance: Some(exited.container.id.clone()),
-                });
-            }
-            plan.wake(until);
-            plan.wait(WaitingOn::RestartBackOff { container: name, until });
+        if restart_is_held_back(i, &name, &end, entry, plan) {
             return Turn::Next;
         }
-        backoff = Some(Backoff::next(entry, finished, i.now, i.node.restart_backoff_max));
+        backoff = Some(Backoff::next(entry, end.finished_at, i.now, i.node.restart_backoff_max));
     }
-    plan_start(i, container, StartFrame { sandbox, hash, backoff }, plan)
+    plan_start(i, member, StartFrame { sandbox, hash, backoff }, plan)
 }
 
-fn plan_running(
+/// What has ended is first seen to have ended, and then waits for its back-off.
+fn restart_is_held_back(
     i: &PodInputs,
-    container: &Container,
-    newest: &coracle_cri::ContainerStatus,
+    name: &str,
+    end: &End,
+    entry: Option<Backoff>,
     plan: &mut PodPlan,
-) {
+) -> bool {
+    if !end.seen {
+        plan.wait(WaitingOn::StatusPublished);
+        plan.wake(end.finished_at + SEEN_PATIENCE);
+        return true;
+    }
+    let until = entry.and_then(|entry| entry.until(end.finished_at));
+    let Some(until) = until.filter(|until| i.now < *until) else { return false };
+    if i.history.containers.get(name).and_then(|h| h.announced.as_ref()) != Some(&end.id) {
+        plan.actions.push(PodAction::BeginBackOff {
+            event: Some(reasons::restart_back_off_event(name, &i.full_name())),
+            container: name.to_owned(),
+            instance: Some(end.id.clone()),
+        });
+    }
+    plan.wake(until);
+    plan.wait(WaitingOn::RestartBackOff { container: name.to_owned(), until });
+    true
+}
+
+// === Containers that run ===
+
+/// Why a running container is stopped although the Pod is kept.
+struct Kill {
+    message: String,
+    grace_seconds: Option<i64>,
+    restarts: bool,
+}
+
+fn plan_running(i: &PodInputs, member: &Member<'_>, newest: &ContainerStatus, plan: &mut PodPlan) {
     let id = newest.container.id.clone();
+    let name = member.name().to_owned();
     if let Some(stop) = i.operations.get(&OperationKey::StopContainer(id.clone())) {
         plan.wait(WaitingOn::ContainerStop { id, deadline: stop.deadline.unwrap_or(i.now) });
         return;
     }
-    let made_with = newest.container.annotations.get(ANNOTATION_HASH);
-    let changed = made_with.is_some_and(|hash| *hash != definition_hash(container));
-    let unknown = newest.container.state == ContainerState::Unknown;
-    if !changed && !unknown {
-        plan.wait(WaitingOn::ContainerExit { container: container.name.clone() });
+    let Some(kill) = reason_to_kill(i, member, newest) else {
+        plan.wait(if initialization::is_started(i, member, newest) {
+            WaitingOn::ContainerExit { container: name }
+        } else {
+            WaitingOn::Startup { container: name }
+        });
         return;
-    }
+    };
     if teardown_waits(i, plan) {
         return;
     }
-    let what =
-        if changed { "definition changed" } else { "is in unknown state, try killing it before restart" };
-    let text = if changed {
-        format!("Container {} {what}, will be restarted", container.name)
-    } else {
-        format!("Container {} {what}", container.name)
-    };
-    let (grace, deadline) = grace(i, later(i.now, spec_grace(i)));
+    let seconds = kill.grace_seconds.or(i.spec().termination_grace_period_seconds).unwrap_or(30).max(0);
+    let left = SignedDuration::from_secs(seconds);
+    let pre_stop = has_pre_stop(&member.container) && left.is_positive();
+    let (grace, deadline): (Duration, _) = stop_grace(i, later(i.now, left), pre_stop);
     plan.wait(WaitingOn::ContainerStop { id: id.clone(), deadline });
-    plan.actions.push(PodAction::StopContainer {
-        id,
-        deadline,
-        grace,
-        event: Some(PodEvent::normal(&container.name, "Killing", text)),
-        replaces: Some(container.name.clone()),
-    });
+    if !i.history.announced_stops.contains(&id) {
+        let event = PodEvent::normal(&name, "Killing", kill.message);
+        plan.actions.push(PodAction::AnnounceStop { id: id.clone(), event });
+    }
+    let restarts = kill.restarts.then_some(name);
+    plan.actions.push(PodAction::StopContainer { id, deadline, grace, pre_stop, restarts });
+}
+
+fn reason_to_kill(i: &PodInputs, member: &Member<'_>, newest: &ContainerStatus) -> Option<Kill> {
+    let name = member.name();
+    let init = matches!(member.kind, Kind::Init | Kind::Sidecar);
+    let subject = if init { "Init container" } else { "Container" };
+    if newest.container.state == ContainerState::Unknown && member.kind != Kind::Ephemeral {
+        let message = format!("{subject} is in \"unknown\" state, try killing it before restart");
+        return Some(Kill { message, grace_seconds: None, restarts: member.kind != Kind::Init });
+    }
+    if !matches!(member.kind, Kind::Sidecar | Kind::Regular) {
+        return None;
+    }
+    let kill = |what: &str, grace_seconds, restarts| {
+        // Only of regular containers upstream says that they come back.
+        let ending = if restarts && !init { ", will be restarted" } else { "" };
+        Kill { message: format!("{subject} {name} {what}{ending}"), grace_seconds, restarts }
+    };
+    let made_with = newest.container.annotations.get(ANNOTATION_HASH);
+    if made_with.is_some_and(|hash| *hash != definition_hash(&member.container)) {
+        return Some(kill("definition changed", None, true));
+    }
+    let probe = i.probes.get(&newest.container.id)?.kills(&member.container)?;
+    let restarts = init || restarts_on_failure(i, &member.container);
+    let what = match probe {
+        ProbeKind::Startup => "failed startup probe",
+        ProbeKind::Liveness | ProbeKind::Readiness => "failed liveness probe",
+    };
+    let grace_seconds = probe.of(&member.container).and_then(|p| p.termination_grace_period_seconds);
+    Some(kill(what, grace_seconds, restarts))
+}
+
+/// Whether what a probe has killed comes back, whatever its exit code is.
+fn restarts_on_failure(i: &PodInputs, container: &Container) -> bool {
+    let policy = container.restart_policy.as_deref().or(i.spec().restart_policy.as_deref());
+    policy != Some("Never")
 }

@@ -5,6 +5,8 @@ use coracle_cri::{ContainerState, PodSandboxState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::PodStatus;
 
+use crate::pod::containers;
+use crate::pod::initialization;
 use crate::pod::inputs::{Lifecycle, OperationKey, PodInputs, TerminationCause};
 use crate::pod::phase::Phase;
 
@@ -48,6 +50,8 @@ fn termination_cause(i: &PodInputs) -> Option<TerminationCause> {
         Some(TerminationCause::Deleted)
     } else if i.rejection.is_some() {
         Some(TerminationCause::Rejected)
+    } else if i.eviction.is_some() {
+        Some(TerminationCause::Evicted)
     } else if phase(&i.published).is_some_and(Phase::is_terminal) || is_completed(i) {
         Some(TerminationCause::Completed)
     } else if active_deadline(i).is_some_and(|at| i.now >= at) {
@@ -62,17 +66,22 @@ pub(super) fn active_deadline(i: &PodInputs) -> Option<Timestamp> {
     Some(later(start, SignedDuration::from_secs(i.spec().active_deadline_seconds?)))
 }
 
-/// All containers have ended for good.
+/// An init container has failed for good, or all regular containers have ended for good. Sidecars do not count.
 fn is_completed(i: &PodInputs) -> bool {
-    let containers = &i.spec().containers;
-    !containers.is_empty()
-        && containers.iter().all(|c| {
-            let ended = match i.instances(&c.name).first() {
+    if initialization::restarts_all(i) {
+        return false;
+    }
+    let regular: Vec<_> = containers::regular(i.spec()).collect();
+    let done = !regular.is_empty()
+        && regular.iter().all(|member| {
+            let name = member.name();
+            let ended = match i.newest(name) {
                 Some(newest) => newest.container.state == ContainerState::Exited,
-                None => i.previous(&c.name).is_some(),
+                None => i.previous(name).is_some(),
             };
-            ended && !i.is_starting(&c.name) && !i.should_start(c)
-        })
+            ended && !i.is_starting(name) && !i.should_start(member)
+        });
+    done || initialization::has_failed(i)
 }
 
 /// Nothing runs and nothing is on its way to run.
@@ -103,6 +112,7 @@ pub(super) fn deletion_grace(i: &PodInputs) -> Option<SignedDuration> {
     Some(seconds.map_or_else(|| spec_grace(i), |s| SignedDuration::from_secs(s.max(1))))
 }
 
+/// The grace that the spec gives, at least a second.
 pub(super) fn spec_grace(i: &PodInputs) -> SignedDuration {
     SignedDuration::from_secs(i.spec().termination_grace_period_seconds.unwrap_or(30).max(1))
 }

@@ -3,6 +3,7 @@
 mod containers;
 mod lifecycle;
 mod removal;
+mod restart_all;
 mod sandbox;
 mod start;
 mod terminating;
@@ -60,18 +61,35 @@ pub enum PodAction {
     },
     /// Create and start a container.
     StartContainer(Box<StartContainer>),
+    /// Tell the user that a container is being stopped.
+    AnnounceStop {
+        /// Which instance.
+        id: ContainerId,
+        /// The event that tells of it.
+        event: PodEvent,
+    },
+    /// Run the preStop hook of a container whose turn to be stopped has not come.
+    PreStop {
+        /// Which instance.
+        id: ContainerId,
+        /// When the hook is given up.
+        deadline: Timestamp,
+        /// Time from now until then.
+        grace: Duration,
+    },
     /// Send the stop signal and kill at the deadline. If a stop is in flight already, this one replaces it.
     StopContainer {
         /// Which instance.
         id: ContainerId,
         /// When to kill.
         deadline: Timestamp,
-        /// Time from now to the kill.
+        /// Time from now to the kill; zero kills at once. What the preStop hook takes is taken from it, but at least
+        /// [`MINIMUM_GRACE`] is left for the signal.
         grace: Duration,
-        /// The event that tells of it; `None` if it has been told.
-        event: Option<PodEvent>,
-        /// The container is started again, with its new definition.
-        replaces: Option<String>,
+        /// The preStop hook comes first.
+        pre_stop: bool,
+        /// The container that is started again however this instance ends.
+        restarts: Option<String>,
     },
     /// Remove a dead container and its log.
     RemoveContainer(ContainerId),
@@ -130,6 +148,8 @@ pub struct StartContainer {
     pub hash: String,
     /// The event that says that the image was there.
     pub event: Option<PodEvent>,
+    /// The instance whose processes it is to see.
+    pub target: Option<ContainerId>,
 }
 
 /// Why nothing more happens right now.
@@ -171,6 +191,11 @@ pub enum WaitingOn {
         /// Which container.
         container: String,
     },
+    /// A running container has not started yet, as its startup probe sees it.
+    Startup {
+        /// Which container.
+        container: String,
+    },
     /// A running container: it may end.
     ContainerExit {
         /// Which container.
@@ -181,6 +206,13 @@ pub enum WaitingOn {
         /// Which instance.
         id: ContainerId,
         /// When it is killed.
+        deadline: Timestamp,
+    },
+    /// Other containers end before this one is stopped.
+    TurnToStop {
+        /// Which instance.
+        id: ContainerId,
+        /// When it is stopped even so.
         deadline: Timestamp,
     },
     /// An outcome must be seen in the API before it is acted on.
@@ -204,11 +236,10 @@ pub enum WaitingOn {
 pub fn plan(inputs: &PodInputs) -> PodPlan {
     let lifecycle = next_lifecycle(inputs);
     let mut plan = PodPlan { lifecycle: lifecycle.clone(), ..PodPlan::default() };
-    if let (Lifecycle::Syncing, Lifecycle::Terminating { cause: TerminationCause::DeadlineExceeded, .. }) =
+    if let (Lifecycle::Syncing, Lifecycle::Terminating { cause, .. } | Lifecycle::Terminated { cause }) =
         (&inputs.lifecycle, &lifecycle)
     {
-        let event = PodEvent::pod(reasons::DEADLINE_EXCEEDED, reasons::DEADLINE_EXCEEDED_MESSAGE);
-        plan.actions.push(PodAction::Report(event));
+        plan.actions.extend(told_of(inputs, *cause).map(PodAction::Report));
     }
     match lifecycle {
         Lifecycle::Syncing => plan_syncing(inputs, &mut plan),
@@ -217,6 +248,19 @@ pub fn plan(inputs: &PodInputs) -> PodPlan {
         Lifecycle::Gone => {}
     }
     plan
+}
+
+/// The event that tells why a Pod ends, where its containers' do not.
+fn told_of(i: &PodInputs, cause: TerminationCause) -> Option<PodEvent> {
+    match (cause, &i.eviction) {
+        (TerminationCause::DeadlineExceeded, _) => {
+            Some(PodEvent::pod(reasons::DEADLINE_EXCEEDED, reasons::DEADLINE_EXCEEDED_MESSAGE))
+        }
+        (TerminationCause::Evicted, Some(eviction)) => {
+            Some(PodEvent::pod_warning(eviction.reason, eviction.message.clone()))
+        }
+        _ => None,
+    }
 }
 
 impl PodPlan {

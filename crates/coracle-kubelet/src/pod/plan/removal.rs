@@ -3,6 +3,7 @@
 use super::lifecycle::is_alive;
 use super::terminating::teardown_waits;
 use super::{PodAction, PodPlan, WaitingOn, volumes};
+use crate::pod::containers;
 use crate::pod::inputs::{OperationKey, PodInputs};
 use crate::pod::phase::Phase;
 
@@ -12,8 +13,8 @@ pub(super) fn remove_leftovers(i: &PodInputs, plan: &mut PodPlan) {
         return;
     }
     let mut kept = Vec::new();
-    for container in &i.spec().containers {
-        for (index, instance) in i.instances(&container.name).into_iter().enumerate() {
+    for member in containers::all(i.spec()) {
+        for (index, instance) in i.instances(member.name()).into_iter().enumerate() {
             if index < 2 || is_alive(instance.container.state) {
                 kept.push(&instance.container.sandbox);
                 continue;

@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::Container;
 use super::containers::Turn;
 use super::{PodAction, PodPlan, StartContainer, WaitingOn};
 use crate::pod::backoff::Backoff;
+use crate::pod::containers::Member;
 use crate::pod::history::StartFailure;
 use crate::pod::image_name;
 use crate::pod::inputs::{ANNOTATION_BACKOFF, ANNOTATION_HASH, ImagePresence, PodInputs, SEEN_PATIENCE};
@@ -83,10 +84,11 @@ pub(super) struct StartFrame<'a> {
 
 pub(super) fn plan_start(
     i: &PodInputs,
-    container: &Container,
+    member: &Member<'_>,
     frame: StartFrame<'_>,
     plan: &mut PodPlan,
 ) -> Turn {
+    let container = member.container.as_ref();
     let name = container.name.clone();
     let wanted = container.image.clone().unwrap_or_default();
     let fail = |reason, message: String, events| PodAction::FailStart {
@@ -151,6 +153,16 @@ pub(super) fn plan_start(
         }
         _ => {}
     }
+    let target = match member.target.map(|target| (target, i.newest(target))) {
+        Some((target, None)) => {
+            let message = format!("unable to find target container {target}");
+            let events = vec![reasons::start_failed_event(&name, &message)];
+            plan.actions.push(fail(reasons::CREATE_CONTAINER_CONFIG_ERROR, message, events));
+            plan.wait(WaitingOn::StatusPublished);
+            return Turn::Next;
+        }
+        found => found.and_then(|(_, newest)| newest).map(|newest| newest.container.id.clone()),
+    };
     let event = pulled.is_none().then(|| {
         let text =
             format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
@@ -166,6 +178,7 @@ pub(super) fn plan_start(
         backoff: frame.backoff,
         hash: frame.hash,
         event,
+        target,
     })));
     Turn::Busy
 }

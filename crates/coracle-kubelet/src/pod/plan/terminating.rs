@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use coracle_clock::later;
-use coracle_cri::PodSandboxState;
+use coracle_cri::{ContainerStatus, PodSandboxState};
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
 
 use super::lifecycle::is_alive;
 use super::{MINIMUM_GRACE, PodAction, PodPlan, WaitingOn};
+use crate::pod::containers::{self, Kind, Member};
 use crate::pod::inputs::{OperationKey, PodInputs};
 use crate::pod::reasons::PodEvent;
 
@@ -26,21 +28,7 @@ pub(super) fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut Po
     let mut alive = !plan.waiting_on.is_empty();
     for instance in i.containers.iter().filter(|c| is_alive(c.container.state)) {
         alive = true;
-        let id = instance.container.id.clone();
-        let in_flight = i.operations.get(&OperationKey::StopContainer(id.clone()));
-        let (grace, stop_at) = grace(i, deadline);
-        if let Some(due) = in_flight.and_then(|op| op.deadline).filter(|due| *due <= stop_at) {
-            plan.wait(WaitingOn::ContainerStop { id, deadline: due });
-            continue;
-        }
-        if teardown_waits(i, plan) {
-            continue;
-        }
-        plan.wait(WaitingOn::ContainerStop { id: id.clone(), deadline: stop_at });
-        let name = &instance.container.name;
-        let event = (in_flight.is_none() && i.history.teardown_retry.is_none())
-            .then(|| PodEvent::normal(name, "Killing", format!("Stopping container {name}")));
-        plan.actions.push(PodAction::StopContainer { id, deadline: stop_at, grace, event, replaces: None });
+        plan_stop(i, instance, deadline, plan);
     }
     if alive {
         return;
@@ -58,9 +46,71 @@ pub(super) fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut Po
     }
 }
 
-/// The grace left until `deadline`, but at least [`MINIMUM_GRACE`], and the deadline that follows from it.
-pub(super) fn grace(i: &PodInputs, deadline: Timestamp) -> (Duration, Timestamp) {
-    let left = deadline.duration_since(i.now).max(MINIMUM_GRACE);
+/// All are told at once that they are to end. Then regular containers are stopped; a sidecar waits for its turn, and
+/// its hook runs meanwhile.
+fn plan_stop(i: &PodInputs, instance: &ContainerStatus, deadline: Timestamp, plan: &mut PodPlan) {
+    let id = instance.container.id.clone();
+    let name = &instance.container.name;
+    let member = containers::find(i.spec(), name);
+    let in_flight = i.operations.get(&OperationKey::StopContainer(id.clone()));
+    let may_hook = member.as_ref().is_some_and(|member| has_pre_stop(&member.container))
+        && i.now < deadline
+        && !i.history.pre_stopped.contains(&id);
+    if in_flight.is_none() && !i.history.announced_stops.contains(&id) {
+        let event = PodEvent::normal(name, "Killing", format!("Stopping container {name}"));
+        plan.actions.push(PodAction::AnnounceStop { id: id.clone(), event });
+    }
+    let hook = OperationKey::PreStop(id.clone());
+    let hook_runs = i.operations.contains_key(&hook);
+    let waits = i.now < deadline && member.as_ref().is_some_and(|member| !is_its_turn(i, member));
+    if in_flight.is_none() && i.now < deadline && (waits || hook_runs) {
+        plan.wake(deadline);
+        plan.wait(WaitingOn::TurnToStop { id: id.clone(), deadline });
+        if may_hook && !hook_runs {
+            let left = deadline.duration_since(i.now);
+            let grace = Duration::try_from(left).unwrap_or(Duration::ZERO);
+            plan.actions.push(PodAction::PreStop { id, deadline, grace });
+        }
+        return;
+    }
+    if hook_runs {
+        plan.actions.push(PodAction::Cancel(hook));
+    }
+    let (grace, stop_at) = stop_grace(i, deadline, may_hook && !hook_runs);
+    if let Some(due) = in_flight.and_then(|op| op.deadline).filter(|due| *due <= stop_at) {
+        plan.wait(WaitingOn::ContainerStop { id, deadline: due });
+        return;
+    }
+    if teardown_waits(i, plan) {
+        return;
+    }
+    plan.wait(WaitingOn::ContainerStop { id: id.clone(), deadline: stop_at });
+    let pre_stop = may_hook && !hook_runs;
+    plan.actions.push(PodAction::StopContainer { id, deadline: stop_at, grace, pre_stop, restarts: None });
+}
+
+/// A sidecar is stopped when every regular container and every sidecar declared after it has ended.
+fn is_its_turn(i: &PodInputs, member: &Member<'_>) -> bool {
+    if member.kind != Kind::Sidecar {
+        return true;
+    }
+    let later = containers::init(i.spec()).skip_while(|other| other.name() != member.name()).skip(1);
+    let later = later.filter(|other| other.kind == Kind::Sidecar);
+    !containers::regular(i.spec()).chain(later).any(|other| {
+        i.is_starting(other.name()) || i.instances(other.name()).iter().any(|c| is_alive(c.container.state))
+    })
+}
+
+/// Whether a container has something to do before it is asked to stop.
+pub(super) fn has_pre_stop(container: &Container) -> bool {
+    container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.pre_stop.is_some())
+}
+
+/// The grace left until `deadline` and the deadline that follows from it: at least [`MINIMUM_GRACE`], unless a hook
+/// comes first, which has what is left and no more.
+pub(super) fn stop_grace(i: &PodInputs, deadline: Timestamp, pre_stop: bool) -> (Duration, Timestamp) {
+    let left = deadline.duration_since(i.now);
+    let left = if pre_stop { left } else { left.max(MINIMUM_GRACE) };
     (Duration::try_from(left).unwrap_or(Duration::ZERO), later(i.now, left))
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::history::History;
 use super::inputs::{ANNOTATION_HASH, Lifecycle, NodeFacts, PodInputs};
-use super::{definition_hash, status};
+use super::{containers, definition_hash, status};
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::UNIX_EPOCH + SignedDuration::from_secs(1_900_000_000 + seconds)
@@ -46,6 +46,7 @@ fn inputs(pod: Pod) -> PodInputs {
         },
         lifecycle: Lifecycle::Syncing,
         rejection: None,
+        eviction: None,
         sandboxes: Vec::new(),
         containers: Vec::new(),
         termination_messages: BTreeMap::new(),
@@ -76,7 +77,7 @@ fn sandbox(attempt: u32, state: cri::PodSandboxState) -> cri::PodSandboxStatus {
 }
 
 fn container(i: &PodInputs, name: &str, attempt: u32, state: cri::ContainerState) -> cri::ContainerStatus {
-    let spec = i.spec().containers.iter().find(|c| c.name == name).unwrap();
+    let spec = containers::find(i.spec(), name).unwrap().container;
     let started = matches!(state, cri::ContainerState::Running | cri::ContainerState::Exited);
     cri::ContainerStatus {
         container: cri::Container {
@@ -89,7 +90,7 @@ fn container(i: &PodInputs, name: &str, attempt: u32, state: cri::ContainerState
             state,
             created_at: at(0),
             labels: BTreeMap::new(),
-            annotations: [(ANNOTATION_HASH.to_owned(), definition_hash(spec))].into(),
+            annotations: [(ANNOTATION_HASH.to_owned(), definition_hash(&spec))].into(),
         },
         started_at: started.then(|| at(1)),
         finished_at: None,

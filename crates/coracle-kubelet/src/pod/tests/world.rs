@@ -8,8 +8,9 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
+use crate::pod::containers::{self, Kind};
 use crate::pod::history::Outcome;
-use crate::pod::inputs::{ImagePresence, Operation, OperationKey};
+use crate::pod::inputs::{ImagePresence, Operation, OperationKey, statuses};
 use crate::pod::phase::Phase;
 use crate::pod::volumes::VolumesState;
 use crate::pod::{PodAction, PodPlan, Publication, plan, publication};
@@ -27,22 +28,38 @@ struct Dice {
     lose: Option<usize>,
     /// It has volumes.
     volumes: bool,
+    /// Its init containers: true for a sidecar.
+    inits: Vec<bool>,
+    /// An exit code of 2 restarts all containers.
+    rules: bool,
+    /// After which step the node ends it.
+    evict: Option<usize>,
+    /// After which steps the node agent is killed and starts anew.
+    kills: Vec<usize>,
     /// Each use takes the next number.
     rolls: Vec<u8>,
 }
 
 fn dice() -> impl Strategy<Value = Dice> {
-    (
+    let shape = (
         prop::sample::select(vec!["Always", "OnFailure", "Never"]),
         prop::sample::select(vec!["Always", "IfNotPresent", "Never"]),
         1..4usize,
+        any::<bool>(),
+        prop::collection::vec(any::<bool>(), 0..4),
+        any::<bool>(),
+    );
+    let events = (
         prop::option::of((0..60usize, 1..40i64)),
         prop::option::of(0..80usize),
         prop::option::of(0..60usize),
-        any::<bool>(),
-        prop::collection::vec(any::<u8>(), 16..64),
-    )
-        .prop_map(|(policy, pull_policy, containers, delete, vanish, lose, volumes, rolls)| Dice {
+        prop::option::weighted(0.2, 0..60usize),
+        prop::collection::vec(0..80usize, 0..6),
+    );
+    (shape, events, prop::collection::vec(any::<u8>(), 16..64)).prop_map(|(shape, events, rolls)| {
+        let (policy, pull_policy, containers, volumes, inits, rules) = shape;
+        let (delete, vanish, lose, evict, kills) = events;
+        Dice {
             policy,
             pull_policy,
             containers,
@@ -50,8 +67,13 @@ fn dice() -> impl Strategy<Value = Dice> {
             vanish,
             lose,
             volumes,
+            inits,
+            rules,
+            evict,
+            kills,
             rolls,
-        })
+        }
+    })
 }
 
 struct World {
@@ -75,10 +97,31 @@ struct World {
 
 impl World {
     fn new(dice: Dice) -> World {
+        let make = |name: String| json!({"name": name, "image": "x:1", "imagePullPolicy": dice.pull_policy});
         let containers: Vec<_> = (0..dice.containers)
-            .map(|n| json!({"name": format!("c{n}"), "image": "x:1", "imagePullPolicy": dice.pull_policy}))
+            .map(|n| {
+                let mut made = make(format!("c{n}"));
+                if dice.rules && n == 0 {
+                    made["restartPolicy"] = json!("Never");
+                    made["restartPolicyRules"] = json!([{"action": "RestartAllContainers",
+                        "exitCodes": {"operator": "In", "values": [2]}}]);
+                }
+                made
+            })
             .collect();
-        let mut i = inputs(pod(json!({"restartPolicy": dice.policy, "containers": containers})));
+        let inits: Vec<_> = (dice.inits.iter().enumerate())
+            .map(|(n, sidecar)| {
+                let mut made = make(format!("i{n}"));
+                if *sidecar {
+                    made["restartPolicy"] = json!("Always");
+                    made["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
+                }
+                made
+            })
+            .collect();
+        let mut i = inputs(pod(
+            json!({"restartPolicy": dice.policy, "containers": containers, "initContainers": inits}),
+        ));
         if dice.volumes {
             i.volumes = VolumesState { ready: false, due: Some(i.now), present: false };
         }
@@ -115,7 +158,7 @@ impl World {
         } else {
             ImagePresence::Absent
         };
-        let idle: Vec<String> = self.i.spec().containers.iter().map(|c| c.name.clone()).collect();
+        let idle: Vec<String> = containers::all(self.i.spec()).map(|m| m.name().to_owned()).collect();
         self.i.images = idle.into_iter().map(|name| (name, image.clone())).collect();
         self.i.containers.sort_by_key(alive);
     }
@@ -179,11 +222,21 @@ impl World {
                     self.i.history.container(&start.container).restart_backoff =
                         Some((start.hash.clone(), backoff));
                 }
+                self.check_start(&start);
                 let name = start.container.clone();
                 self.starts.insert(name.clone(), start);
                 self.begin(OperationKey::StartContainer(name), None);
             }
-            PodAction::StopContainer { id, deadline, .. } => {
+            PodAction::AnnounceStop { id, .. } => {
+                let new = self.i.history.announced_stops.insert(id.clone());
+                assert!(new, "the stop of {id} is told twice");
+            }
+            PodAction::PreStop { id, deadline, .. } => self.begin(OperationKey::PreStop(id), Some(deadline)),
+            PodAction::StopContainer { id, deadline, restarts, .. } => {
+                self.check_stop(&id);
+                if let Some(name) = restarts {
+                    self.i.history.container(&name).must_restart.insert(id.clone());
+                }
                 self.begin(OperationKey::StopContainer(id.clone()), Some(deadline));
                 // Some die of the signal, some only at the deadline.
                 if self.roll().is_multiple_of(2) {
@@ -220,6 +273,89 @@ impl World {
         false
     }
 
+    /// What stands before a container in the order of starts has done its part in the same sandbox.
+    fn check_start(&self, start: &crate::pod::StartContainer) {
+        let here = |name: &str| {
+            let mut all: Vec<_> = self.i.instances(name);
+            all.retain(|c| c.container.sandbox == start.sandbox);
+            all
+        };
+        let spec = self.i.spec();
+        let members: Vec<_> = containers::init(spec).chain(containers::regular(spec)).collect();
+        let own = members.iter().position(|m| m.name() == start.container).unwrap();
+        let regular = |m: &&containers::Member<'_>| m.kind == Kind::Regular;
+        if members[own].kind == Kind::Init {
+            let done = here(&start.container).iter().any(|c| c.exit_code == Some(0));
+            assert!(!done, "{} runs again: {:#?}", start.container, self.i);
+            let later = members.iter().filter(regular).any(|m| !here(m.name()).is_empty());
+            assert!(!later, "{} runs after regular ones: {:#?}", start.container, self.i);
+        }
+        for before in members[..own].iter().filter(|m| !regular(m)) {
+            let instances = here(before.name());
+            let passed = match before.kind {
+                Kind::Init => instances.iter().any(|c| c.exit_code == Some(0)),
+                _ => !instances.is_empty(),
+            };
+            assert!(passed, "{} starts before {} is done: {:#?}", start.container, before.name(), self.i);
+        }
+    }
+
+    /// A sidecar outlives what is declared to.
+    fn check_stop(&self, id: &cri::ContainerId) {
+        let Lifecycle::Terminating { deadline, .. } = self.i.lifecycle else { return };
+        let name = &self.i.containers.iter().find(|c| c.container.id == *id).unwrap().container.name;
+        let spec = self.i.spec();
+        let later = containers::init(spec).skip_while(|m| m.name() != name).skip(1);
+        let later = later.filter(|m| m.kind == Kind::Sidecar).chain(containers::regular(spec));
+        let alive = |m: containers::Member<'_>| {
+            self.i.instances(m.name()).iter().any(|c| c.container.state == ContainerState::Running)
+        };
+        let sidecar = containers::find(spec, name).is_some_and(|m| m.kind == Kind::Sidecar);
+        assert!(
+            !sidecar || self.i.now >= deadline || !later.into_iter().any(alive),
+            "{id} is stopped too early: {:#?}",
+            self.i
+        );
+    }
+
+    /// The node agent ends at once and another one begins with what the API server and the runtime know. What was in
+    /// flight may have been done or not.
+    fn kill_agent(&mut self) {
+        for key in self.i.operations.keys().cloned().collect::<Vec<_>>() {
+            self.ends.remove(&key);
+            if self.roll().is_multiple_of(2) {
+                self.end(&key);
+            }
+        }
+        self.i.operations.clear();
+        self.starts.clear();
+        if let Some((_, written)) = self.writing.take()
+            && self.roll().is_multiple_of(2)
+        {
+            self.land(written);
+        }
+        self.i.history = History::default();
+        self.i.lifecycle = Lifecycle::Syncing;
+        self.i.previous_status = self.i.published.clone();
+        self.i.eviction = crate::pod::eviction_under_way(&self.i.pod);
+        self.held_since = None;
+        self.rank = 0;
+        let count = |c: &k8s_openapi::api::core::v1::ContainerStatus| (c.name.clone(), c.restart_count);
+        self.counts = statuses(&self.i.published).map(count).collect();
+        if self.dice.volumes {
+            self.i.volumes = VolumesState { ready: false, due: Some(self.i.now), ..self.i.volumes };
+        }
+    }
+
+    fn land(&mut self, written: PodStatus) {
+        if !self.i.object_gone {
+            let phase = written.phase.as_deref().and_then(Phase::parse).filter(|p| p.is_terminal());
+            self.phase_ended = self.phase_ended.or(phase);
+            self.i.published = written.clone();
+            Arc::make_mut(&mut self.i.pod).status = Some(written);
+        }
+    }
+
     fn publish(&mut self, plan: &PodPlan) {
         assert!(
             !plan.waiting_on.is_empty() || plan.lifecycle == Lifecycle::Gone,
@@ -245,7 +381,7 @@ impl World {
         if let Some(ended) = self.phase_ended {
             assert_eq!(phase, ended, "the phase left its end");
         }
-        for container in computed.container_statuses.iter().flatten() {
+        for container in statuses(computed) {
             let count = self.counts.entry(container.name.clone()).or_insert(0);
             assert!(container.restart_count >= *count, "the restart count of {} fell", container.name);
             *count = container.restart_count;
@@ -271,12 +407,7 @@ impl World {
         self.i.now = self.i.now.max(next);
         if self.writing.as_ref().is_some_and(|(at, _)| *at <= self.i.now) {
             let (_, written) = self.writing.take().unwrap();
-            if !self.i.object_gone {
-                let phase = written.phase.as_deref().and_then(Phase::parse).filter(|p| p.is_terminal());
-                self.phase_ended = self.phase_ended.or(phase);
-                self.i.published = written.clone();
-                Arc::make_mut(&mut self.i.pod).status = Some(written);
-            }
+            self.land(written);
         }
         let due: Vec<_> =
             self.ends.iter().filter(|(_, at)| **at <= self.i.now).map(|(key, _)| key.clone()).collect();
@@ -338,6 +469,7 @@ impl World {
                 Outcome::Pulled { container: container.clone(), image_ref: "sha256:1".into() }
             }
             OperationKey::StartContainer(name) => self.end_start(&name.clone(), fails),
+            OperationKey::PreStop(id) => Outcome::PreStopped(id.clone()),
             OperationKey::StopContainer(id) => {
                 self.exit(&id.0, 143);
                 Outcome::TeardownDone
@@ -444,6 +576,15 @@ proptest! {
                 let _ = when;
                 world.delete(grace);
                 continue;
+            }
+            if dice.evict == Some(step) {
+                let reason = crate::pod::reasons::PREEMPTING;
+                let message = crate::pod::reasons::PREEMPTING_MESSAGE.to_owned();
+                world.i.eviction = Some(crate::pod::Eviction { reason, message });
+                continue;
+            }
+            if dice.kills.contains(&step) {
+                world.kill_agent();
             }
             if dice.vanish == Some(step) {
                 world.i.object_gone = true;
