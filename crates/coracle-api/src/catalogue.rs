@@ -183,6 +183,14 @@ pub trait Strategy: Sync {
         Dependents::Delete
     }
 
+    /// Puts back what an update of the ephemeral containers may not touch.
+    fn prepare_for_ephemeral_containers(&self, _new: &mut Value, _old: &Value) {}
+
+    /// What is wrong with a change of the ephemeral containers.
+    fn validate_ephemeral_containers(&self, _new: &Value, _old: &Value) -> Vec<FieldError> {
+        Vec::new()
+    }
+
     /// What is wrong with an update by the subresource `finalize`.
     fn validate_finalize(&self, _new: &Value) -> Vec<FieldError> {
         Vec::new()
@@ -301,6 +309,18 @@ impl Resource {
     pub fn prepare_for_status_update(&self, new: &mut Value, old: &Value) {
         metadata::prepare_for_update(new, old);
         self.strategy.prepare_for_status_update(new, old);
+    }
+
+    /// Puts back what an update of the ephemeral containers may not touch, and counts the generation.
+    pub fn prepare_for_ephemeral_containers(&self, new: &mut Value, old: &Value) {
+        self.strategy.prepare_for_ephemeral_containers(new, old);
+        metadata::count_generation(new, old);
+    }
+
+    /// What is wrong with a change of the ephemeral containers.
+    #[must_use]
+    pub fn validate_ephemeral_containers(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        self.strategy.validate_ephemeral_containers(new, old)
     }
 
     /// What is wrong with a new object.

@@ -30,6 +30,8 @@ pub(crate) enum Part {
     Status,
     /// `spec.finalizers` of a Namespace.
     Finalize,
+    /// `spec.ephemeralContainers` of a Pod.
+    EphemeralContainers,
 }
 
 /// Turns a body into an object of `row`, with what should be said about it.
@@ -190,6 +192,11 @@ pub(crate) fn update(row: &Resource, part: Part, object: &mut Value, current: &V
             row.default(object);
             row.prepare_for_status_update(object, current);
             row.validate_status_update(object, current)
+        }
+        Part::EphemeralContainers => {
+            row.default(object);
+            row.prepare_for_ephemeral_containers(object, current);
+            row.validate_ephemeral_containers(object, current)
         }
         Part::Finalize => {
             let finalizers = object.pointer("/spec/finalizers").cloned();

@@ -200,6 +200,7 @@ impl Core {
         match call.subresource.map(|sub| sub.name) {
             None => Ok(Part::Main),
             Some("status") => Ok(Part::Status),
+            Some("ephemeralcontainers") => Ok(Part::EphemeralContainers),
             Some("finalize") if prepare::is_namespace(call.row) => Ok(Part::Finalize),
             Some(_) => Err(Status::method_not_allowed(call.row.group, call.row.plural, call.verb.as_str())),
         }

@@ -158,6 +158,13 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[
             Subresource { name: "binding", kind: "Binding", group: "", version: "", verbs: &["create"] },
             Subresource {
+                name: "ephemeralcontainers",
+                kind: "Pod",
+                group: "",
+                version: "",
+                verbs: STATUS_VERBS,
+            },
+            Subresource {
                 name: "exec",
                 kind: "PodExecOptions",
                 group: "",

@@ -68,6 +68,14 @@ impl Strategy for PodStrategy {
         update::validate_status(new, old)
     }
 
+    fn prepare_for_ephemeral_containers(&self, new: &mut Value, old: &Value) {
+        update::prepare_ephemeral_containers(new, old);
+    }
+
+    fn validate_ephemeral_containers(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        update::validate_ephemeral_containers(new, old)
+    }
+
     fn warnings(&self, pod: &Value, old: Option<&Value>) -> Vec<String> {
         // Updates of Pods are frequent and made by machines.
         if old.is_some() { Vec::new() } else { warnings::warnings(pod) }

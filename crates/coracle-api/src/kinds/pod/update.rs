@@ -1,280 +1,260 @@
-//! What an update of a Pod may change: very little.
+//! What an update of a Pod may change: very little of its spec, and nothing that went for good in its status.
+
+mod status;
+
+use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::validate;
-use crate::field::{FieldError, Path};
-use crate::tree;
+pub(super) use status::{prepare_status, validate_status};
+
+use super::{supported, validate};
+use crate::field::{FieldError, Path, go_quote};
+use crate::tree::{self, at, entries_at, int_at, is_empty, list_at, str_at};
 
 const UPDATABLE: &str = "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,\
                          `spec.tolerations` (only additions to existing tolerations),\
                          `spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+const REQUIRED: &str = "requiredDuringSchedulingIgnoredDuringExecution";
+/// Lines shown around a difference.
+const CONTEXT_LINES: usize = 3;
 
 /// What is wrong with an update of a Pod's spec.
 pub(super) fn validate(new: &Value, old: &Value) -> Vec<FieldError> {
     let path = Path::new("spec");
-    let mut errors = Vec::new();
     let (Some(new_spec), Some(old_spec)) = (new.get("spec"), old.get("spec")) else {
         return vec![FieldError::required(&path, "")];
     };
+    let mut errors = validate::pod(new);
+    errors.extend(mirror(new, old));
+    errors.extend(newly_refused(new, old));
     for field in ["containers", "initContainers"] {
-        if tree::list_at(new_spec, &[field]).len() != tree::list_at(old_spec, &[field]).len() {
-            errors.push(FieldError::forbidden(
-                &path.child(field),
-                "pod updates may not add or remove containers",
-            ));
+        let (path, containers) = (path.child(field), list_at(new_spec, &[field]));
+        if containers.len() != list_at(old_spec, &[field]).len() {
+            errors.push(FieldError::forbidden(&path, "pod updates may not add or remove containers"));
+            return errors;
+        }
+        let images = containers.iter().enumerate();
+        errors.extend(images.filter_map(|(index, said)| validate::image(said, &path.index(index))));
+    }
+    if let Some((error, hopeless)) = deadline(new_spec, old_spec, &path) {
+        errors.push(error);
+        if hopeless {
             return errors;
         }
     }
+    errors.extend(tolerations(new_spec, old_spec, &path));
+    errors.extend(gates(new_spec, old_spec, &path));
+    if new_spec == old_spec {
+        return errors;
+    }
     // What may change is checked by itself and then made equal; the rest must be equal.
-    let mut munged = new_spec.clone();
+    let mut rest = new_spec.clone();
+    let restore = |rest: &mut Value, field: &str| {
+        tree::set_or_remove(rest, field, old_spec.get(field).cloned());
+    };
     for field in ["containers", "initContainers"] {
-        let path = path.child(field);
-        let old_containers = tree::list_at(old_spec, &[field]);
-        for (index, (container, old)) in munged
-            .get_mut(field)
-            .and_then(Value::as_array_mut)
-            .into_iter()
-            .flatten()
-            .zip(old_containers)
-            .enumerate()
-        {
-            errors.extend(validate::image(container, &path.index(index)));
+        let containers = rest.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten();
+        for (container, old) in containers.zip(list_at(old_spec, &[field])) {
             tree::set_or_remove(container, "image", old.get("image").cloned());
         }
     }
-    errors.extend(tolerations(new_spec, old_spec));
-    tree::set_or_remove(&mut munged, "tolerations", old_spec.get("tolerations").cloned());
-    let grace = |spec: &Value| tree::int_at(spec, &["terminationGracePeriodSeconds"]);
-    if grace(old_spec).is_some_and(|g| g < 0) && grace(new_spec) == Some(1) {
-        tree::set_or_remove(
-            &mut munged,
-            "terminationGracePeriodSeconds",
-            old_spec.get("terminationGracePeriodSeconds").cloned(),
-        );
+    for field in ["activeDeadlineSeconds", "schedulingGates", "tolerations"] {
+        restore(&mut rest, field);
     }
-    errors.extend(deadline(new_spec, old_spec));
-    tree::set_or_remove(&mut munged, "activeDeadlineSeconds", old_spec.get("activeDeadlineSeconds").cloned());
-    if munged != *old_spec {
-        let mut differences = String::new();
-        describe("", old_spec, &munged, &mut differences);
-        errors.push(FieldError::forbidden(
-            &path,
-            format!("pod updates may not change fields other than {UPDATABLE}\n{differences}"),
-        ));
+    let grace = |spec: &Value| int_at(spec, &["terminationGracePeriodSeconds"]);
+    if grace(old_spec).is_some_and(|grace| grace < 0) && grace(new_spec) == Some(1) {
+        restore(&mut rest, "terminationGracePeriodSeconds");
+    }
+    if !is_empty(old_spec.get("schedulingGates")) {
+        errors.extend(place_of_gated(new_spec, old_spec, &path));
+        restore(&mut rest, "nodeSelector");
+        restore_node_affinity(&mut rest, old_spec);
+    }
+    if rest != *old_spec {
+        let why = format!(
+            "pod updates may not change fields other than {UPDATABLE}\n{}",
+            difference(old_spec, &rest)
+        );
+        errors.push(FieldError::forbidden(&path, why));
     }
     errors
 }
 
-fn tolerations(new: &Value, old: &Value) -> Vec<FieldError> {
-    let path = Path::new("spec").child("tolerations");
-    let (new, old) = (tree::list_at(new, &["tolerations"]), tree::list_at(old, &["tolerations"]));
+/// What an update says for the first time must be honoured, as in a new Pod.
+fn newly_refused(new: &Value, old: &Value) -> Vec<FieldError> {
+    let before = supported::refuse(old);
+    supported::refuse(new).into_iter().filter(|refusal| !before.contains(refusal)).collect()
+}
+
+/// A Pod that stands for one that a node runs stays one, and no other becomes one.
+fn mirror(new: &Value, old: &Value) -> Option<FieldError> {
+    let said = |pod| at(pod, &["metadata", "annotations", super::MIRROR]);
+    let path = Path::new("metadata").child("annotations").key(super::MIRROR);
+    match (said(old), said(new)) {
+        (before, after) if before == after => None,
+        (Some(_), _) => Some(FieldError::forbidden(&path, "may not remove or update mirror pod annotation")),
+        (None, _) => Some(FieldError::forbidden(&path, "may not add mirror pod annotation")),
+    }
+}
+
+/// Deadlines only shrink. Says too whether one is so wrong that nothing else is worth saying.
+fn deadline(new: &Value, old: &Value, path: &Path) -> Option<(FieldError, bool)> {
+    let path = path.child("activeDeadlineSeconds");
+    let deadline = |spec| int_at(spec, &["activeDeadlineSeconds"]);
+    match (deadline(new), deadline(old)) {
+        (Some(seconds), _) if !(0..=validate::DEADLINE_MAX).contains(&seconds) => {
+            let why = crate::names::not_in_range(0, validate::DEADLINE_MAX);
+            Some((FieldError::invalid(&path, seconds, why), true))
+        }
+        (Some(new), Some(old)) if new > old => {
+            Some((FieldError::invalid(&path, new, "must be less than or equal to previous value"), true))
+        }
+        (None, Some(_)) => {
+            let why = "must not update from a positive integer to nil value";
+            Some((FieldError::invalid(&path, Value::Null, why), false))
+        }
+        _ => None,
+    }
+}
+
+fn tolerations(new: &Value, old: &Value, path: &Path) -> Vec<FieldError> {
+    let path = path.child("tolerations");
+    let (new, old) = (list_at(new, &["tolerations"]), list_at(old, &["tolerations"]));
     let bare = |toleration: &Value| {
         let mut bare = toleration.clone();
         tree::set_or_remove(&mut bare, "tolerationSeconds", None);
         bare
     };
     let kept = old.iter().all(|toleration| new.iter().any(|other| bare(other) == bare(toleration)));
-    if !kept {
-        return vec![FieldError::forbidden(
-            &path,
-            "existing toleration can not be modified except its tolerationSeconds",
-        )];
+    if kept {
+        return validate::tolerations(new, &path);
     }
-    validate::tolerations(new, &path)
+    let why = "existing toleration can not be modified except its tolerationSeconds";
+    vec![FieldError::forbidden(&path, why)]
 }
 
-fn deadline(new: &Value, old: &Value) -> Vec<FieldError> {
-    let path = Path::new("spec").child("activeDeadlineSeconds");
-    let deadline = |spec: &Value| tree::int_at(spec, &["activeDeadlineSeconds"]);
-    match (deadline(new), deadline(old)) {
-        (new, old) if new == old => Vec::new(),
-        (None, Some(_)) => vec![FieldError::invalid(
-            &path,
-            Value::Null,
-            "must not update from a positive integer to nil value",
-        )],
-        // A deadline is not honoured yet, so none may be added either.
-        (Some(_), _) => {
-            vec![FieldError::forbidden(&path, "activeDeadlineSeconds is not supported by Coracle yet")]
-        }
-        (None, None) => Vec::new(),
-    }
+/// Gates are only ever removed.
+fn gates(new: &Value, old: &Value, path: &Path) -> Vec<FieldError> {
+    let path = path.child("schedulingGates");
+    let names = |spec| list_at(spec, &["schedulingGates"]).iter().map(|gate| str_at(gate, &["name"]));
+    let before: BTreeSet<&str> = names(old).collect();
+    names(new)
+        .enumerate()
+        .filter(|(_, name)| !before.contains(name))
+        .map(|(index, name)| {
+            let why = format!("only deletion is allowed, but found new scheduling gate '{name}'");
+            FieldError::forbidden(&path.index(index).child("name"), why)
+        })
+        .collect()
 }
 
-/// One line for each place where two values differ.
-fn describe(path: &str, old: &Value, new: &Value, out: &mut String) {
-    match (old, new) {
-        (Value::Object(a), Value::Object(b)) => {
-            let keys: std::collections::BTreeSet<&String> = a.keys().chain(b.keys()).collect();
-            for key in keys {
-                let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                describe(&path, a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), out);
-            }
-        }
-        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            for (index, (a, b)) in a.iter().zip(b).enumerate() {
-                describe(&format!("{path}[{index}]"), a, b, out);
-            }
-        }
-        (old, new) if old != new => out.push_str(&format!("  {path}: {old} -> {new}\n")),
-        _ => {}
-    }
-}
-
-/// The status of `new` on the Pod `old`, with what a status may never lose.
-pub(super) fn prepare_status(new: &mut Value, old: &Value) {
-    tree::set_or_remove(new, "spec", old.get("spec").cloned());
-    // Node agents of old wrote these back damaged.
-    let owners = tree::at(old, &["metadata", "ownerReferences"]).cloned();
-    if let Some(metadata) = new.get_mut("metadata") {
-        tree::set_or_remove(metadata, "ownerReferences", owners);
-    }
-    let Some(status) = new.get_mut("status") else { return };
-    for field in ["qosClass", "observedGeneration"] {
-        if tree::is_empty(status.get(field))
-            && let Some(kept) = tree::at(old, &["status", field])
-        {
-            tree::set_or_remove(status, field, Some(kept.clone()));
-        }
-    }
-}
-
-/// What is wrong with an update of a Pod's status.
-pub(super) fn validate_status(new: &Value, old: &Value) -> Vec<FieldError> {
-    let path = Path::new("status");
+/// A Pod behind a gate may be sent to fewer nodes, not to others.
+fn place_of_gated(new: &Value, old: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
-    let nominated = tree::str_at(new, &["status", "nominatedNodeName"]);
-    if nominated != tree::str_at(old, &["status", "nominatedNodeName"]) && !nominated.is_empty() {
-        errors.extend(
-            crate::names::dns1123_subdomain(nominated)
-                .into_iter()
-                .map(|c| FieldError::invalid(&path.child("nominatedNodeName"), nominated, c)),
-        );
+    let selector = new.get("nodeSelector").cloned().unwrap_or_default();
+    if entries_at(old, &["nodeSelector"]).any(|(key, value)| selector.get(key) != Some(value)) {
+        let why = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        errors.push(FieldError::invalid(&path.child("nodeSelector"), selector, why));
     }
-    let (is, was) = (tree::str_at(new, &["status", "qosClass"]), tree::str_at(old, &["status", "qosClass"]));
-    if !was.is_empty() && is != was {
-        errors.push(FieldError::invalid(&path.child("qosClass"), is, "field is immutable"));
+    let terms = |spec| list_at(spec, &["affinity", "nodeAffinity", REQUIRED, "nodeSelectorTerms"]);
+    let (new, old) = (terms(new), terms(old));
+    let path = path.child("affinity").child("nodeAffinity").child(REQUIRED).child("nodeSelectorTerms");
+    if !old.is_empty() && old.len() != new.len() {
+        let why = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        errors.push(FieldError::invalid(&path, new.to_vec(), why));
+        return errors;
     }
-    let policy = tree::str_at(new, &["spec", "restartPolicy"]);
-    errors.extend(terminated_stay(new, old, "containerStatuses", policy));
-    for (index, ip) in tree::list_at(new, &["status", "podIPs"]).iter().enumerate() {
-        let ip = tree::str_at(ip, &["ip"]);
-        let path = path.child("podIPs").index(index).child("ip");
-        errors.extend(crate::names::ip(ip).into_iter().map(|c| FieldError::invalid(&path, ip, c)));
-    }
-    let mut seen: Vec<&str> = Vec::new();
-    for (index, condition) in tree::list_at(new, &["status", "conditions"]).iter().enumerate() {
-        let kind = tree::str_at(condition, &["type"]);
-        let path = path.child("conditions").index(index);
-        if kind.is_empty() {
-            errors.push(FieldError::required(&path.child("type"), ""));
-        } else if seen.contains(&kind) {
-            errors.push(FieldError::duplicate(&path.child("type"), kind));
+    for (index, (new, old)) in new.iter().zip(old).enumerate() {
+        let only_added = ["matchExpressions", "matchFields"]
+            .iter()
+            .all(|field| list_at(new, &[field]).starts_with(list_at(old, &[field])));
+        let said_nothing =
+            |term| ["matchExpressions", "matchFields"].iter().all(|field| list_at(term, &[field]).is_empty());
+        // A term that says nothing matches nothing; one that says something would match more.
+        if !only_added || (said_nothing(old) && !said_nothing(new)) {
+            let why = "only additions are allowed (no mutations or deletions)";
+            errors.push(FieldError::invalid(&path.index(index), new.clone(), why));
         }
-        seen.push(kind);
     }
     errors
 }
 
-/// A container that ended for good does not come back.
-fn terminated_stay(new: &Value, old: &Value, field: &str, policy: &str) -> Vec<FieldError> {
-    let mut errors = Vec::new();
-    if policy == "Always" {
-        return errors;
+fn restore_node_affinity(rest: &mut Value, old: &Value) {
+    let before = at(old, &["affinity", "nodeAffinity"]).cloned();
+    if before.is_none() && rest.get("affinity").is_none() {
+        return;
     }
-    let new_statuses = tree::list_at(new, &["status", field]);
-    for old_status in tree::list_at(old, &["status", field]) {
-        let Some(terminated) = tree::at(old_status, &["state", "terminated"]) else { continue };
-        let failed = tree::int_at(terminated, &["exitCode"]).unwrap_or(0) != 0;
-        if policy == "OnFailure" && failed {
-            continue;
+    if let Some(affinity) = tree::object_in(rest, "affinity") {
+        match before {
+            Some(before) => affinity.insert("nodeAffinity".to_owned(), before),
+            None => affinity.shift_remove("nodeAffinity"),
+        };
+        if affinity.is_empty() && old.get("affinity").is_none() {
+            tree::set_or_remove(rest, "affinity", None);
         }
-        let name = tree::str_at(old_status, &["name"]);
-        for (index, status) in new_statuses.iter().enumerate() {
-            if tree::str_at(status, &["name"]) == name && tree::at(status, &["state", "terminated"]).is_none()
-            {
-                errors.push(FieldError::forbidden(
-                    &Path::new("status").child(field).index(index).child("state"),
-                    "may not be transitioned to non-terminated state",
-                ));
-            }
+    }
+}
+
+/// What differs between two values, line by line.
+fn difference(old: &Value, new: &Value) -> String {
+    let (old, new) = (pretty(old), pretty(new));
+    similar::TextDiff::from_lines(&old, &new).unified_diff().context_radius(CONTEXT_LINES).to_string()
+}
+
+/// The lines of a value in the order of its fields' names, so that equal values have equal lines.
+fn pretty(value: &Value) -> String {
+    let mut value = value.clone();
+    value.sort_all_objects();
+    let mut text = Vec::new();
+    let format = serde_json::ser::PrettyFormatter::with_indent(b" ");
+    let mut serializer = serde_json::Serializer::with_formatter(&mut text, format);
+    // A value in memory is written without a fault.
+    if serde::Serialize::serialize(&value, &mut serializer).is_ok() {
+        text.push(b'\n');
+    }
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// The Pod `old` with the ephemeral containers of `new`, which is all that their subresource may change.
+pub(super) fn prepare_ephemeral_containers(new: &mut Value, old: &Value) {
+    let added = at(new, &["spec", "ephemeralContainers"]).cloned();
+    let version = at(new, &["metadata", "resourceVersion"]).cloned();
+    *new = old.clone();
+    for (part, field, value) in
+        [("spec", "ephemeralContainers", added), ("metadata", "resourceVersion", version)]
+    {
+        if let Some(part) = new.get_mut(part) {
+            tree::set_or_remove(part, field, value);
         }
+    }
+}
+
+/// What is wrong with an update of the ephemeral containers: they are only ever added.
+pub(super) fn validate_ephemeral_containers(new: &Value, old: &Value) -> Vec<FieldError> {
+    if at(old, &["metadata", "annotations", super::MIRROR]).is_some() {
+        return vec![FieldError::forbidden(
+            &Path::new(""),
+            "static pods do not support ephemeral containers",
+        )];
+    }
+    let mut errors = validate::pod(new);
+    errors.extend(newly_refused(new, old));
+    let path = Path::new("spec").child("ephemeralContainers");
+    let containers = |pod| list_at(pod, &["spec", "ephemeralContainers"]);
+    for old in containers(old) {
+        let name = str_at(old, &["name"]);
+        let same_name = |new: &&Value| str_at(new, &["name"]) == name;
+        let why = match containers(new).iter().rev().find(same_name) {
+            Some(new) if new == old => continue,
+            Some(new) => format!("may not be changed\n{}", difference(old, new)),
+            None => "may not be removed\n".to_owned(),
+        };
+        let why = format!("existing ephemeral containers {} {why}", go_quote(name));
+        errors.push(FieldError::forbidden(&path, why));
     }
     errors
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn pod() -> Value {
-        let mut pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [
-            {"name": "c", "image": "i:1"}
-        ], "tolerations": [{"key": "k", "operator": "Exists"}]}});
-        super::super::defaults::apply(&mut pod);
-        pod
-    }
-
-    fn change(mutate: impl Fn(&mut Value)) -> Vec<String> {
-        let mut new = pod();
-        mutate(&mut new);
-        validate(&new, &pod()).iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn little_may_change() {
-        assert_eq!(change(|p| p["spec"]["containers"][0]["image"] = "i:2".into()), Vec::<String>::new());
-        assert_eq!(
-            change(|p| p["spec"]["tolerations"].as_array_mut().unwrap().push(json!({"operator": "Exists"}))),
-            Vec::<String>::new()
-        );
-        assert_eq!(
-            change(|p| p["spec"]["containers"][0]["image"] = "".into()),
-            ["spec.containers[0].image: Required value"]
-        );
-        assert_eq!(
-            change(|p| p["spec"]["tolerations"] = json!([])),
-            [
-                "spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds"
-            ]
-        );
-        assert_eq!(
-            change(|p| p["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "d"}))),
-            ["spec.containers: Forbidden: pod updates may not add or remove containers"]
-        );
-        let refused = change(|p| p["spec"]["restartPolicy"] = "Never".into());
-        assert_eq!(
-            refused,
-            [concat!(
-                "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,",
-                "`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions ",
-                "to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it ",
-                "was previously negative)\n  restartPolicy: \"Always\" -> \"Never\"\n"
-            )]
-        );
-        assert_eq!(change(|p| p["spec"]["nodeName"] = "n".into()).len(), 1);
-    }
-
-    #[test]
-    fn a_status_keeps_its_class_and_its_ends() {
-        let old = json!({
-            "spec": {"restartPolicy": "Never"},
-            "status": {"qosClass": "BestEffort", "containerStatuses": [
-                {"name": "c", "state": {"terminated": {"exitCode": 1}}}
-            ]}
-        });
-        let mut new = json!({"spec": {}, "metadata": {}, "status": {"phase": "Running"}});
-        prepare_status(&mut new, &old);
-        assert_eq!(new["status"]["qosClass"], "BestEffort");
-        assert_eq!(new["spec"], old["spec"]);
-        let mut back = old.clone();
-        back["status"]["containerStatuses"][0]["state"] = json!({"running": {}});
-        assert_eq!(
-            validate_status(&back, &old).iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["status.containerStatuses[0].state: Forbidden: may not be transitioned to non-terminated state"]
-        );
-    }
-}
+mod tests;
