@@ -27,15 +27,6 @@ pub(crate) struct Call {
     pub(crate) user: UserInfo,
 }
 
-/// A subresource that is not served. Clients print the text of a refused stream, so it says what is missing.
-fn missing(row: &Resource, subresource: &str) -> Status {
-    let mut status = Status::unknown_resource();
-    if row.group.is_empty() && row.plural == "pods" && matches!(subresource, "attach" | "portforward") {
-        status.message = format!("pods/{subresource} is not supported by Coracle yet");
-    }
-    status
-}
-
 impl Call {
     /// Finds what a path means.
     pub(crate) fn resolve(
@@ -48,7 +39,7 @@ impl Call {
         let row = catalogue::find(&path.group, &path.version, &path.resource)
             .ok_or_else(Status::unknown_resource)?;
         let subresource = match &path.subresource {
-            Some(name) => Some(row.subresource(name).ok_or_else(|| missing(row, name))?),
+            Some(name) => Some(row.subresource(name).ok_or_else(Status::unknown_resource)?),
             None => None,
         };
         // For a namespace itself, the path's namespace is its own name.

@@ -1,4 +1,4 @@
-//! Logs and exec: requests that the node agent of a Pod answers, passed on to it.
+//! Logs, exec, attach and port-forward: requests that the node agent of a Pod answers, passed on to it.
 //!
 //! The server authenticates and authorizes; then it is a pipe. Both ends of the connection to a node agent show
 //! certificates of the cluster's authority, and the agent's must name the node that the Pod is bound to: one
@@ -303,25 +303,35 @@ impl Core {
         Ok(answer)
     }
 
-    /// `pods/NAME/exec`: a WebSocket whose far end is the node agent's.
-    pub(crate) async fn exec(&self, call: &Call, request: Request<Body>) -> Result<Response<Body>, Status> {
+    /// `pods/NAME/exec`, `attach` and `portforward`: a stream whose far end is the node agent's.
+    pub(crate) async fn stream(&self, call: &Call, request: Request<Body>) -> Result<Response<Body>, Status> {
         let (pod, _) = self.current(call).await?.ok_or_else(|| call.not_found())?;
-        let query = exec_query(call)?;
-        let asked = call.query.get("container");
-        let default = pod
-            .pointer("/metadata/annotations/kubectl.kubernetes.io~1default-container")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
-        let container = container(&pod, if asked.is_empty() { default } else { asked })?;
+        let (namespace, name) = (metadata::namespace(&pod), metadata::name(&pod));
+        let of_container = || {
+            let asked = call.query.get("container");
+            let default = pod
+                .pointer("/metadata/annotations/kubectl.kubernetes.io~1default-container")
+                .and_then(Value::as_str)
+                .unwrap_or_default();
+            container(&pod, if asked.is_empty() { default } else { asked })
+        };
+        let path = match call.subresource.map(|sub| sub.name) {
+            Some("portforward") => format!("/portForward/{namespace}/{name}"),
+            Some("attach") => {
+                let query = stream_query(call)?.finish();
+                format!("/attach/{namespace}/{name}/{}?{query}", of_container()?)
+            }
+            _ => {
+                let query = exec_query(call)?;
+                format!("/exec/{namespace}/{name}/{}?{query}", of_container()?)
+            }
+        };
         let node = pod.pointer("/spec/nodeName").and_then(Value::as_str).unwrap_or_default();
         if node.is_empty() {
-            let name = metadata::name(&pod);
             return Err(Status::bad_request(format!("pod {name} does not have a host assigned")));
         }
         let headers = upgrade_headers(request.headers())?;
         let (agent, client) = self.agent(node).await?;
-        let path =
-            format!("/exec/{}/{}/{container}?{query}", metadata::namespace(&pod), metadata::name(&pod));
         let mut sender = client.connect(&agent, self).await?;
         let onward = agent_request(Method::GET, &agent, &path, headers)?;
         let response = self.head(&agent, sender.send_request(onward)).await?;
@@ -349,7 +359,7 @@ impl Core {
             coracle_clock::select! {
                 () = draining.cancelled() => {}
                 ended = joined => if let Err(error) = ended {
-                    tracing::debug!(error, "exec stream ended");
+                    tracing::debug!(error, "a stream ended");
                 },
             }
         });
@@ -369,24 +379,15 @@ fn until(draining: CancellationToken, body: Incoming) -> Body {
     StreamBody::new(frames).boxed_unsync()
 }
 
-/// The options of an exec request, as the node agent wants them.
-fn exec_query(call: &Call) -> Result<String, Status> {
+/// The streams that are asked for, as the node agent wants them.
+fn stream_query(call: &Call) -> Result<form_urlencoded::Serializer<'static, String>, Status> {
     let query = &call.query;
-    let mut errors = Vec::new();
     let streams = [("stdin", "input"), ("stdout", "output"), ("stderr", "error")];
     if !streams.iter().any(|(name, _)| query.flag(name)) {
         let why = "at least one of stdin, stdout or stderr must be specified";
         return Err(Status::bad_request(why));
     }
-    let commands = query.all("command");
-    if commands.is_empty() {
-        errors.push(FieldError::required(&Path::new("command"), ""));
-        return Err(Status::invalid("", "PodExecOptions", "", &errors));
-    }
     let mut out = form_urlencoded::Serializer::new(String::new());
-    for command in commands {
-        out.append_pair("command", command);
-    }
     let tty = query.flag("tty");
     for (name, onward) in streams {
         // A terminal has one output.
@@ -396,6 +397,20 @@ fn exec_query(call: &Call) -> Result<String, Status> {
     }
     if tty {
         out.append_pair("tty", "1");
+    }
+    Ok(out)
+}
+
+/// The options of an exec request, as the node agent wants them.
+fn exec_query(call: &Call) -> Result<String, Status> {
+    let mut out = stream_query(call)?;
+    let commands = call.query.all("command");
+    if commands.is_empty() {
+        let errors = [FieldError::required(&Path::new("command"), "")];
+        return Err(Status::invalid("", "PodExecOptions", "", &errors));
+    }
+    for command in commands {
+        out.append_pair("command", command);
     }
     Ok(out.finish())
 }

@@ -430,7 +430,7 @@ impl Core {
     ) -> Result<Response<Body>, Status> {
         match (call.subresource.map(|sub| sub.name), call.verb) {
             (Some("log"), _) => self.log(&call).await,
-            (Some("exec"), _) => self.exec(&call, request).await,
+            (Some("exec" | "attach" | "portforward"), _) => self.stream(&call, request).await,
             (Some("scale"), _) => self.scale(&call, request.into_body()).await,
             (Some("token"), _) => self.create_token(&call, request.into_body()).await,
             (Some("binding"), _) => self.bind(&call, request.into_body()).await,
@@ -483,7 +483,7 @@ fn see(request: &Request<Body>, query: &Query, routed: Option<&Route>) -> Seen {
             resource: row.plural,
             subresource,
         },
-        long_running: verb == Verb::Watch || matches!(subresource, "log" | "exec"),
+        long_running: verb == Verb::Watch || matches!(subresource, "log" | "exec" | "attach" | "portforward"),
     }
 }
 

@@ -527,12 +527,6 @@ async fn paths_and_methods_that_lead_nowhere() {
     assert_eq!((head.code, head.bytes.len()), (200, 0));
     let bad = admin.get(&format!("{MAPS}?labelSelector=a+b+c")).await;
     assert_eq!(bad.code, 400);
-    // kubectl shows the text of a stream that was refused.
-    for subresource in ["attach", "portforward"] {
-        let refused = admin.post(&format!("{PODS}/p/{subresource}"), &json!({})).await;
-        let message = format!("pods/{subresource} is not supported by Coracle yet");
-        assert_eq!((refused.code, &refused.body["message"]), (404, &message.into()));
-    }
     let unknown_field = admin.get(&format!("{MAPS}?fieldSelector=spec.foo%3Dx")).await;
     assert_eq!(unknown_field.code, 400);
 }

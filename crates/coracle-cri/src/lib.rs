@@ -27,4 +27,4 @@ pub use runtime::{
     PortMapping, Protocol, RuntimeCondition, RuntimeService, RuntimeStatus, SandboxResources,
     SecurityContext, Version,
 };
-pub use stream::{ExecRequest, StreamSession, TerminalSize};
+pub use stream::{AttachRequest, Duplex, ExecRequest, PortStream, StreamSession, TerminalSize};

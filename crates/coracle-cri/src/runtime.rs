@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::{CriResult, ExecRequest, ImageSpec, StreamSession};
+use crate::{AttachRequest, CriResult, ExecRequest, ImageSpec, PortStream, StreamSession};
 
 macro_rules! id_type {
     ($(#[$doc:meta])* $name:ident) => {
@@ -548,6 +548,15 @@ pub trait RuntimeService: Send + Sync {
     ) -> CriResult<ExecSyncResult>;
     /// Runs a command interactively.
     async fn exec(&self, request: &ExecRequest) -> CriResult<StreamSession>;
+    /// Joins the streams of a running container's first process: its output from now on, its standard input with
+    /// whoever else writes to it. Neither the container nor its log wait for an attacher that does not read: after a
+    /// moment it is cut off.
+    ///
+    /// The end of an attacher's input, or its leaving, closes that of a container made with `stdin_once` and without
+    /// a terminal; of any other container it ends the attachment alone.
+    async fn attach(&self, request: &AttachRequest) -> CriResult<StreamSession>;
+    /// Connects to a port on the loopback address of the Pod's network.
+    async fn port_forward(&self, sandbox: &PodSandboxId, port: u16) -> CriResult<PortStream>;
 
     /// Hints about changes, from now on. A receiver that lags loses hints and must look at everything.
     async fn container_events(&self) -> CriResult<mpsc::Receiver<ContainerEvent>>;

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{ContainerId, CriResult};
@@ -19,6 +20,27 @@ pub struct ExecRequest {
     pub stdin: bool,
 }
 
+/// A container whose first process's streams are wanted, from now on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttachRequest {
+    /// The container.
+    pub container: ContainerId,
+    /// Whether to write to its standard input. A container that was made without one takes none.
+    pub stdin: bool,
+    /// Whether to read its standard output, or its terminal.
+    pub stdout: bool,
+    /// Whether to read its standard error. A terminal has none.
+    pub stderr: bool,
+}
+
+/// A connection to a port of a Pod.
+pub type PortStream = Box<dyn Duplex>;
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
 /// Size of a terminal, in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TerminalSize {
@@ -33,8 +55,8 @@ pub struct TerminalSize {
 /// One running session.
 ///
 /// Dropping `stdin` closes standard input. Output channels end when the stream ends. Dropping the whole session
-/// ends the command (exec) or detaches (attach). All channels are bounded: a reader that stalls stalls the
-/// program, and nothing is lost.
+/// ends the command (exec) or detaches (attach). All channels are bounded. A reader of an exec that stalls stalls the
+/// program, and nothing is lost; one of an attach is cut off, because the program is not its own.
 #[derive(Debug)]
 pub struct StreamSession {
     /// Standard input.
@@ -45,6 +67,7 @@ pub struct StreamSession {
     pub stderr: mpsc::Receiver<Bytes>,
     /// Changes of the terminal's size.
     pub resize: Option<mpsc::Sender<TerminalSize>>,
-    /// The exit code, when the command has ended; all output has been sent before.
+    /// The exit code, when the command has ended; all output has been sent before. Of an attach it is 0, once the
+    /// container has ended or the attacher has closed a standard input that is not the container's to lose.
     pub exit: oneshot::Receiver<CriResult<i32>>,
 }

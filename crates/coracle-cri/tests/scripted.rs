@@ -68,6 +68,8 @@ impl Subject for Scripted {
                 let memory = Memory { bytes: 1 << 20, bytes_per_second: 8 << 20 };
                 RunScript { memory: Some(memory), ..usual }
             }
+            Program::Echo => RunScript { echo: true, output: up, ..usual },
+            Program::Serves => RunScript { ports: vec![4242], output: up, ..usual },
         };
         self.runs(&format!("{program:?}:1"), vec![run])
     }

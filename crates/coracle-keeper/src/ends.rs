@@ -27,7 +27,8 @@ impl Server {
         }
         self.reap_strangers();
         if let Kind::Container(container) = &mut process.kind {
-            container.drain();
+            container.drain(&mut |name, bytes| self.attachers.tell(id, name, bytes));
+            self.attachers.container_ended(id);
             let record = ExitRecord {
                 exit_code: 128,
                 oom_killed: false,
@@ -67,7 +68,8 @@ impl Server {
                 if container.start.kill_stragglers {
                     container.kill_cgroup();
                 }
-                container.drain();
+                container.drain(&mut |name, bytes| self.attachers.tell(id, name, bytes));
+                self.attachers.container_ended(id);
                 let oom_killed = container.start.oom_file.as_deref().is_some_and(oom_kills);
                 let record =
                     ExitRecord { exit_code, oom_killed, finished_at: now(), ..ExitRecord::default() };
@@ -171,13 +173,7 @@ mod tests {
         let (status, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         std::io::Write::write_all(&mut File::from(write), said.as_bytes()).unwrap();
         let start = Start { container: "c".into(), dir: dir.to_owned(), ..Default::default() };
-        let container = Container {
-            start,
-            log: LogFile::open("/dev/null".as_ref(), None).unwrap(),
-            outputs: Vec::new(),
-            stdin_kept_open: None,
-            console: None,
-        };
+        let container = Container::new(start, LogFile::open("/dev/null".as_ref(), None).unwrap());
         let pid = Pid::from_raw(helper.id().cast_signed()).unwrap();
         let process = Process {
             kind: Kind::Container(Box::new(container)),

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 /// Version of the messages. It rises when there is a new request, or when one means something new.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// The oldest version that is still spoken.
 pub const OLDEST_VERSION: u32 = 1;
 
@@ -115,6 +115,8 @@ pub struct Start {
     pub tty: bool,
     /// Keep its standard input open.
     pub stdin: bool,
+    /// Close its standard input with the first attacher that has it.
+    pub stdin_once: bool,
     /// User id of its first process, which must be able to open its own standard streams.
     pub uid: u32,
     /// `cgroup.procs` files of its cgroups.
@@ -151,6 +153,21 @@ pub struct Exec {
     pub oom_score_adj: Option<i32>,
 }
 
+/// Whose output, and whose input. Descriptors come along in the order of the fields: a pipe to read what is typed
+/// from, and pipes to write standard output (or the terminal) and standard error to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Attach {
+    /// Id of the container.
+    pub container: String,
+    /// Write to its standard input.
+    pub stdin: bool,
+    /// Be told of its standard output.
+    pub stdout: bool,
+    /// Be told of its standard error.
+    pub stderr: bool,
+}
+
 /// What a daemon asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -175,6 +192,17 @@ pub enum Request {
         /// Id of the container.
         container: String,
     },
+    /// [`Reply::Attached`] and, at the end, [`Reply::Detached`]; or [`Reply::Failed`].
+    Attach(Attach),
+    /// Gives a container's terminal another size, in characters; [`Reply::Done`] also if it has none.
+    Resize {
+        /// Id of the container.
+        container: String,
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
     /// Kills what runs and ends the keeper.
     Shutdown,
 }
@@ -190,6 +218,7 @@ impl Request {
             | Request::Signal { .. }
             | Request::ReopenLog { .. }
             | Request::Shutdown => 1,
+            Request::Attach(_) | Request::Resize { .. } => 2,
         }
     }
 }
@@ -236,6 +265,14 @@ pub enum Reply {
         /// How. A keeper of before this field leaves it out.
         #[serde(default)]
         record: Option<ExitRecord>,
+    },
+    /// From now on.
+    Attached,
+    /// The container has ended, or the attacher's input has where that ends the attachment.
+    Detached {
+        /// Why the attacher was cut off, if it was.
+        #[serde(default)]
+        problem: Option<String>,
     },
     /// The command of an exec has ended.
     ExecExited {
@@ -333,6 +370,24 @@ mod tests {
         ]
     }
 
+    /// What came with version 2.
+    fn second_words() -> Vec<(&'static str, Value)> {
+        vec![
+            (
+                "request",
+                json!({"version": 2, "request": {"attach": {"container": "c", "stdin": true, "stdout": true,
+                "stderr": false}}}),
+            ),
+            (
+                "request",
+                json!({"version": 2, "request": {"resize": {"container": "c", "width": 80, "height": 24}}}),
+            ),
+            ("reply", json!("attached")),
+            ("reply", json!({"detached": {}})),
+            ("reply", json!({"detached": {"problem": "slow"}})),
+        ]
+    }
+
     fn decode(kind: &str, value: &Value) -> Value {
         fn there_and_back<T: DeserializeOwned + Serialize>(value: &Value) -> Value {
             let decoded: T = serde_json::from_value(value.clone()).unwrap_or_else(|e| panic!("{value}: {e}"));
@@ -377,8 +432,8 @@ mod tests {
     }
 
     #[test]
-    fn the_first_words_of_version_1_are_understood_for_ever() {
-        for (kind, words) in first_words() {
+    fn the_first_words_of_each_version_are_understood_for_ever() {
+        for (kind, words) in first_words().into_iter().chain(second_words()) {
             let decoded = decode(kind, &words);
             assert!(contains(&decoded, &words), "{words} became {decoded}");
         }
@@ -386,7 +441,7 @@ mod tests {
 
     #[test]
     fn what_a_later_version_adds_is_passed_over() {
-        for (kind, words) in first_words() {
+        for (kind, words) in first_words().into_iter().chain(second_words()) {
             let words_and_more = match kind {
                 "reply" => extended_variant(&words),
                 "request" => {
@@ -408,6 +463,14 @@ mod tests {
         assert_eq!(serde_json::from_str::<Exec>("{}").unwrap(), Exec::default());
         let exited: Reply = serde_json::from_str(r#"{"exited":{"container":"c"}}"#).unwrap();
         assert_eq!(exited, Reply::Exited { container: "c".into(), record: None });
+    }
+
+    #[test]
+    fn what_an_older_keeper_does_not_know_asks_for_a_version_that_it_refuses() {
+        assert_eq!(Request::Attach(Attach::default()).since(), 2);
+        assert_eq!(Request::Resize { container: String::new(), width: 1, height: 1 }.since(), 2);
+        // What older keepers do is asked for in their own words.
+        assert_eq!(Request::Start(Box::default()).since(), 1);
     }
 
     #[test]

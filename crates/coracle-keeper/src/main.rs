@@ -5,6 +5,7 @@
 //! is synchronous, has one thread and one loop over `poll`, and touches little memory: the OCI library runs in
 //! short-lived children only.
 
+mod attach;
 mod confine;
 mod ends;
 mod launch;

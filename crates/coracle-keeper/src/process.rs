@@ -34,10 +34,15 @@ pub(crate) struct Container {
     pub(crate) start: Start,
     pub(crate) log: LogFile,
     pub(crate) outputs: Vec<Output>,
-    /// Held open so that standard input never ends.
-    #[allow(dead_code, reason = "held for its effect")]
-    pub(crate) stdin_kept_open: Option<OwnedFd>,
+    /// Where attachers' input goes; held open so that standard input does not end without them.
+    pub(crate) stdin: Option<OwnedFd>,
+    /// What has been typed and not yet been taken.
+    pub(crate) typed: Vec<u8>,
+    /// Standard input ends with what has been typed.
+    pub(crate) stdin_closing: bool,
+    /// Where the terminal comes.
     pub(crate) console: Option<OwnedFd>,
+    pub(crate) terminal: Option<OwnedFd>,
 }
 
 pub(crate) struct Output {
@@ -75,13 +80,27 @@ impl Process {
 }
 
 impl Container {
-    /// Reads once; false when there is nothing to read now or ever again.
-    pub(crate) fn read(&mut self, index: usize) -> bool {
+    pub(crate) fn new(start: Start, log: LogFile) -> Self {
+        Container {
+            start,
+            log,
+            outputs: Vec::new(),
+            stdin: None,
+            typed: Vec::new(),
+            stdin_closing: false,
+            console: None,
+            terminal: None,
+        }
+    }
+
+    /// Reads once, and tells what; false when there is nothing to read now or ever again.
+    pub(crate) fn read(&mut self, index: usize, told: &mut dyn FnMut(&str, &[u8])) -> bool {
         let mut buffer = [0u8; 16 * 1024];
         let output = &mut self.outputs[index];
         match rustix::io::read(&output.pipe, &mut buffer) {
             Ok(count) if count > 0 => {
                 output.cutter.feed(&buffer[..count], output.name, now(), &mut self.log);
+                told(output.name, &buffer[..count]);
                 true
             }
             Err(Errno::INTR) => true,
@@ -98,9 +117,9 @@ impl Container {
     }
 
     /// Reads all that was written.
-    pub(crate) fn drain(&mut self) {
+    pub(crate) fn drain(&mut self, told: &mut dyn FnMut(&str, &[u8])) {
         for index in 0..self.outputs.len() {
-            while self.read(index) {}
+            while self.read(index, told) {}
             let output = &mut self.outputs[index];
             output.cutter.finish(output.name, now(), &mut self.log);
         }

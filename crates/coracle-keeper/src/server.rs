@@ -15,8 +15,8 @@ use rustix::net::SocketFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
+use crate::attach::Attachers;
 use crate::ends::Unwritten;
-
 use crate::launch::{self, Helper, Stdio};
 use crate::log::{LineCutter, LogFile};
 use crate::process::{
@@ -39,8 +39,9 @@ pub(crate) struct Server {
     pub(crate) processes: BTreeMap<ProcessId, Process>,
     /// Ends whose records the disk did not take yet.
     pub(crate) unwritten: Vec<Unwritten>,
+    pub(crate) attachers: Attachers,
     next: u64,
-    ending: bool,
+    pub(crate) ending: bool,
 }
 
 pub(crate) struct Connection {
@@ -71,18 +72,20 @@ impl Server {
             out_of_descriptors: false,
             processes: BTreeMap::new(),
             unwritten: Vec::new(),
+            attachers: Attachers::default(),
             next: 0,
             ending: false,
         })
     }
 
-    /// Serves until told to end, and until nothing runs.
+    /// Serves until told to end, and until nothing runs and those attached know.
     pub(crate) fn run(mut self) {
-        while !(self.ending && self.processes.is_empty()) {
+        while !(self.ending && self.processes.is_empty() && self.attachers.is_empty()) {
             for source in self.wait() {
                 self.handle(source);
             }
             self.write_unwritten();
+            self.part();
         }
         for connection in self.connections.values() {
             let _ = wire::send(&connection.socket, &Reply::Done, &[]);
@@ -102,6 +105,9 @@ impl Server {
             Source::Console(id) => self.take_console(id),
             Source::Output(id, index) => self.output(id, index),
             Source::Exit(id) => self.exited(id),
+            Source::Stdin(id) => self.take_typed(id),
+            Source::Typed(id) => self.typed(id),
+            Source::Attached(id, index) => self.attached(id, index),
         }
     }
 
@@ -144,9 +150,10 @@ impl Server {
         }
     }
 
-    /// A closed connection ends the exec that belongs to it.
-    fn hang_up(&mut self, id: ConnectionId) {
+    /// A closed connection ends the exec or the attachment that belongs to it.
+    pub(crate) fn hang_up(&mut self, id: ConnectionId) {
         self.connections.remove(&id);
+        self.left(id);
         for process in self.processes.values_mut().filter(|p| p.connection == Some(id)) {
             process.connection = None;
             if matches!(process.kind, Kind::Exec) {
@@ -188,6 +195,8 @@ impl Server {
                     Err(error) => Reply::Failed { message: error.to_string() },
                 }
             }
+            Request::Attach(attach) => self.attach(id, &attach, descriptors),
+            Request::Resize { container, width, height } => self.resize(&container, width, height),
             Request::Signal { container, signal } => self.signal(&container, signal),
             Request::ReopenLog { container } => match self.container(&container).map(|c| c.log.reopen()) {
                 Some(Ok(())) => Reply::Done,
@@ -209,7 +218,7 @@ impl Server {
         })
     }
 
-    fn container(&mut self, name: &str) -> Option<&mut Container> {
+    pub(crate) fn container(&mut self, name: &str) -> Option<&mut Container> {
         self.processes.values_mut().find_map(|process| match &mut process.kind {
             Kind::Container(container) if container.start.container == name => Some(&mut **container),
             Kind::Container(_) | Kind::Exec => None,
@@ -261,8 +270,7 @@ impl Server {
     fn start(&mut self, connection: ConnectionId, start: Start) -> io::Result<()> {
         let log = LogFile::open(&start.log_path, start.log_limit)
             .map_err(|e| io::Error::new(e.kind(), format!("open {}: {e}", start.log_path.display())))?;
-        let mut container =
-            Box::new(Container { start, log, outputs: Vec::new(), stdin_kept_open: None, console: None });
+        let mut container = Box::new(Container::new(start, log));
         let mut stdio = Stdio { stdin: None, stdout: None, stderr: None };
         let mut console_path = None;
         if container.start.tty {
@@ -278,8 +286,9 @@ impl Server {
             }
             if container.start.stdin {
                 let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+                rustix::io::ioctl_fionbio(&write, true)?;
                 stdio.stdin = Some(read);
-                container.stdin_kept_open = Some(write);
+                container.stdin = Some(write);
             }
         }
         let helper = launch::start(&container.start, stdio, console_path)?;
@@ -363,6 +372,10 @@ impl Server {
         let _ = std::fs::remove_file(self.dir.join(format!("tty-{}", &container.start.container[..12])));
         match receive_terminal(&listener) {
             Ok(terminal) => {
+                container.terminal = terminal.try_clone().ok();
+                if container.start.stdin {
+                    container.stdin = terminal.try_clone().ok();
+                }
                 container.outputs.push(Output {
                     name: "stdout",
                     pipe: terminal,
@@ -376,7 +389,7 @@ impl Server {
     fn output(&mut self, id: ProcessId, index: usize) {
         if let Some(Process { kind: Kind::Container(container), .. }) = self.processes.get_mut(&id) {
             // One read only, so that a busy writer does not keep the others waiting.
-            container.read(index);
+            container.read(index, &mut |name, bytes| self.attachers.tell(id, name, bytes));
         }
     }
 }

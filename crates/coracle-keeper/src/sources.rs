@@ -22,6 +22,12 @@ pub(crate) enum Source {
     Console(ProcessId),
     Output(ProcessId, usize),
     Exit(ProcessId),
+    /// A container's standard input has room for what was typed.
+    Stdin(ProcessId),
+    /// An attacher has typed.
+    Typed(ConnectionId),
+    /// An attacher has room for output.
+    Attached(ConnectionId, usize),
 }
 
 /// Half of the descriptors: a connection may bring a process, which has one too.
@@ -34,6 +40,20 @@ impl Server {
     /// Everything that may wake the keeper. Output comes before exits: whatever a process wrote is logged first.
     fn sources(&self) -> Vec<(Source, PollFd<'_>)> {
         let mut sources = vec![(Source::Directory, PollFd::new(&self.watch, PollFlags::IN))];
+        let takes_input = |process| match self.processes.get(&process).map(|process| &process.kind) {
+            Some(Kind::Container(container)) => container.takes_input(),
+            Some(Kind::Exec) | None => false,
+        };
+        self.attachers
+            .sources(takes_input, |source, fd, flags| sources.push((source, PollFd::new(fd, flags))));
+        for (id, process) in &self.processes {
+            if let Kind::Container(container) = &process.kind
+                && let Some(stdin) = &container.stdin
+                && !container.typed.is_empty()
+            {
+                sources.push((Source::Stdin(*id), PollFd::new(stdin, PollFlags::OUT)));
+            }
+        }
         let mut add = |source, fd| sources.push((source, PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         // A connection that cannot be taken would wake the keeper for ever.
         if self.connections.len() < self.connections_max && !self.out_of_descriptors {
@@ -44,7 +64,8 @@ impl Server {
         }
         for (id, process) in &self.processes {
             if let Kind::Container(container) = &process.kind {
-                for (index, output) in container.outputs.iter().enumerate() {
+                let outputs = container.outputs.iter().enumerate();
+                for (index, output) in outputs.filter(|(_, o)| !self.attachers.hold_back(*id, o.name)) {
                     add(Source::Output(*id, index), output.pipe.as_fd());
                 }
                 if let Some(console) = &container.console {
@@ -62,7 +83,7 @@ impl Server {
 
     /// Waits until something happens, or until something is to be tried again.
     pub(crate) fn wait(&mut self) -> Vec<Source> {
-        let retry = self.out_of_descriptors || !self.unwritten.is_empty();
+        let retry = self.out_of_descriptors || !self.unwritten.is_empty() || self.attachers.any_pending();
         let (sources, mut fds): (Vec<_>, Vec<_>) = self.sources().into_iter().unzip();
         let ready = match poll(&mut fds, retry.then_some(&RETRY)) {
             Ok(_) => sources

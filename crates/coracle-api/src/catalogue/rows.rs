@@ -156,6 +156,13 @@ pub(super) static RESOURCES: &[Resource] = &[
         short_names: &["po"],
         categories: &["all"],
         subresources: &[
+            Subresource {
+                name: "attach",
+                kind: "PodAttachOptions",
+                group: "",
+                version: "",
+                verbs: &["create", "get"],
+            },
             Subresource { name: "binding", kind: "Binding", group: "", version: "", verbs: &["create"] },
             Subresource {
                 name: "ephemeralcontainers",
@@ -172,6 +179,13 @@ pub(super) static RESOURCES: &[Resource] = &[
                 verbs: &["create", "get"],
             },
             Subresource { name: "log", kind: "Pod", group: "", version: "", verbs: &["get"] },
+            Subresource {
+                name: "portforward",
+                kind: "PodPortForwardOptions",
+                group: "",
+                version: "",
+                verbs: &["create", "get"],
+            },
             status_of("Pod"),
         ],
         ..core::<core_v1::Pod>("Pod", "pods", "pod", "/registry/pods", &kinds::pod::PodStrategy)

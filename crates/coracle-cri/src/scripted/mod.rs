@@ -6,6 +6,7 @@
 //!
 //! The suite in [`crate::suite`] holds it against the embedded engine, so that the script does not drift from reality.
 
+mod attach;
 mod commands;
 mod images;
 mod network;
@@ -88,6 +89,7 @@ struct State {
     /// The calls, as long as nobody listens.
     calls: Vec<String>,
     next_id: u64,
+    next_attachment: u64,
 }
 
 struct Sandbox {
@@ -106,6 +108,15 @@ struct Run {
     ended: watch::Sender<bool>,
     /// Counts stops, so that a newer one replaces an older one's kill.
     stops: u64,
+    input: Input,
+    attached: Vec<attach::Attached>,
+}
+
+/// What a container was made with for its standard input.
+#[derive(Clone, Copy)]
+struct Input {
+    open: bool,
+    once: bool,
 }
 
 impl ScriptedRuntime {
@@ -239,6 +250,7 @@ impl ScriptedRuntime {
         let by_code = if code == 0 { "Completed" } else { "Error" };
         run.status.reason = if reason.is_empty() { by_code } else { reason }.to_owned();
         run.ended.send_replace(true);
+        run.attached.clear();
         let instance = run.instance();
         self.tell(&mut state, ContainerEventKind::Stopped, &instance.pod_uid, Some(id));
         state.note(&Note::Ended(instance, code));
@@ -354,6 +366,10 @@ impl Run {
 
 fn no_container(id: &ContainerId) -> CriError {
     CriError::NotFound(format!("container \"{id}\" not found"))
+}
+
+fn no_sandbox(id: &PodSandboxId) -> CriError {
+    CriError::NotFound(format!("sandbox \"{id}\" not found"))
 }
 
 fn labels_match(wanted: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {

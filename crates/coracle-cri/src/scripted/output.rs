@@ -26,12 +26,13 @@ impl ScriptedRuntime {
                 let Some(path) = path else { return };
                 // What a full disk of the host does to a simulated log is of no interest.
                 let _ = append(&path, runtime.now(), &line);
+                runtime.show(&id, line.stderr, format!("{}\n", line.text).into());
             }
         });
     }
 }
 
-fn append(path: &Path, now: Timestamp, line: &Line) -> std::io::Result<()> {
+pub(super) fn append(path: &Path, now: Timestamp, line: &Line) -> std::io::Result<()> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory)?;
     }

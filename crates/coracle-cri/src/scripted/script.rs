@@ -50,6 +50,10 @@ pub struct RunScript {
     pub memory: Option<Memory>,
     /// What the program writes.
     pub output: Vec<Line>,
+    /// The program writes what it reads from its standard input, and ends with code 0 at the end of it.
+    pub echo: bool,
+    /// Ports at which the program listens: what comes in goes out again.
+    pub ports: Vec<u16>,
 }
 
 /// A program that ends by itself.

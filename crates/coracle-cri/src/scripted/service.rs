@@ -7,13 +7,15 @@ use coracle_clock::watch;
 use tokio::sync::mpsc;
 
 use super::script::annotated;
-use super::{Exit, Note, OnStop, Run, Sandbox, ScriptedRuntime, ip, labels_match, no_container};
+use super::{
+    Exit, Input, Note, OnStop, Run, Sandbox, ScriptedRuntime, ip, labels_match, no_container, no_sandbox,
+};
 use crate::{
-    Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter, ContainerId,
-    ContainerState, ContainerStatus, CriError, CriResult, ExecRequest, ExecSyncResult,
+    AttachRequest, Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter,
+    ContainerId, ContainerState, ContainerStatus, CriError, CriResult, ExecRequest, ExecSyncResult,
     LinuxContainerResources, NamespaceMode, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxId,
-    PodSandboxState, PodSandboxStatus, RuntimeCondition, RuntimeService, RuntimeStatus, StreamSession,
-    Version,
+    PodSandboxState, PodSandboxStatus, PortStream, RuntimeCondition, RuntimeService, RuntimeStatus,
+    StreamSession, Version,
 };
 
 const EVENTS: usize = 1024;
@@ -111,7 +113,7 @@ impl RuntimeService for ScriptedRuntime {
         self.meet_trouble("pod_sandbox_status").await?;
         let state = self.state();
         let found = state.sandboxes.get(id).map(|s| s.status.clone());
-        found.ok_or_else(|| CriError::NotFound(format!("sandbox \"{id}\" not found")))
+        found.ok_or_else(|| no_sandbox(id))
     }
 
     async fn list_pod_sandboxes(&self, filter: &PodSandboxFilter) -> CriResult<Vec<PodSandbox>> {
@@ -148,7 +150,7 @@ impl RuntimeService for ScriptedRuntime {
             Some(PodSandboxState::NotReady) => {
                 return Err(CriError::FailedPrecondition(format!("sandbox \"{sandbox}\" is not ready")));
             }
-            None => return Err(CriError::NotFound(format!("sandbox \"{sandbox}\" not found"))),
+            None => return Err(no_sandbox(sandbox)),
         }
         let Some(image) = state.image(&config.image.image).cloned() else {
             return Err(CriError::NotFound(format!("image \"{}\" not found", config.image.image)));
@@ -193,7 +195,19 @@ impl RuntimeService for ScriptedRuntime {
         let pod = (sandbox_config.metadata.namespace.clone(), sandbox_config.metadata.name.clone());
         let ended = watch::Sender::new(false);
         let since = self.0.clock.elapsed();
-        let run = Run { status, pod, pod_uid: uid.clone(), script: run, since, ended, stops: 0 };
+        // A terminal's input has no end that could be closed.
+        let input = Input { open: config.stdin, once: config.stdin_once && !config.tty };
+        let run = Run {
+            status,
+            pod,
+            pod_uid: uid.clone(),
+            script: run,
+            since,
+            ended,
+            stops: 0,
+            input,
+            attached: Vec::new(),
+        };
         state.containers.insert(id.clone(), run);
         state.log(format!("create {} {}", config.name, config.attempt));
         self.tell(&mut state, ContainerEventKind::Created, &uid, Some(&id));
@@ -336,6 +350,16 @@ impl RuntimeService for ScriptedRuntime {
     async fn exec(&self, request: &ExecRequest) -> CriResult<StreamSession> {
         self.meet_trouble("exec").await?;
         self.run_session(request)
+    }
+
+    async fn attach(&self, request: &AttachRequest) -> CriResult<StreamSession> {
+        self.meet_trouble("attach").await?;
+        self.join(request)
+    }
+
+    async fn port_forward(&self, sandbox: &PodSandboxId, port: u16) -> CriResult<PortStream> {
+        self.meet_trouble("port_forward").await?;
+        self.connect(sandbox, port)
     }
 
     async fn container_events(&self) -> CriResult<mpsc::Receiver<ContainerEvent>> {

@@ -92,6 +92,11 @@ pub fn running_container(pod: &Pod, container: &str) -> Option<ContainerId> {
     container_id(status.container_id.as_deref())
 }
 
+/// The container of this name that the status tells of, in whatever state it is.
+pub(super) fn container(pod: &Pod, container: &str) -> Option<ContainerId> {
+    container_id(container_status(pod, container)?.container_id.as_deref())
+}
+
 /// Whether the Pod has a container of this name, of any kind.
 #[must_use]
 pub fn has_container(pod: &Pod, container: &str) -> bool {

@@ -1,13 +1,15 @@
-//! The kubelet's HTTPS API: health, the node's Pods, container logs, and commands in containers.
+//! The kubelet's HTTPS API: health, the node's Pods, container logs, commands in containers, and their ports.
 //!
 //! Only the API server and cluster administrators may call it, known by their client certificates; health is
 //! open. `serve` accepts connections, `tls` says who calls, `routes` answers. `lookup` decides which container a
-//! request means, from nothing but the Pod and its status. `exec` upgrades to a WebSocket, and `session` carries
-//! the streams of one command.
+//! request means, from nothing but the Pod and its status. `exec` and `forward` say what becomes a stream, `upgrade`
+//! agrees on one with the client; `session` carries the streams of one command or attachment, `forward` connections
+//! to ports.
 //!
 //! HTTP/1.1 only: the API server splices upgraded connections, which HTTP/2 has no use for.
 
 mod exec;
+mod forward;
 mod lookup;
 mod routes;
 mod serve;
@@ -15,6 +17,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::tls::Caller;
-use super::{PodSource, exec, lookup};
+use super::{PodSource, exec, forward, lookup};
 use crate::logs::{LogError, LogOptions, LogOptionsError, LogReader, LogWatcher, pod_log_directory};
 
 /// How often a follower looks whether its container still runs, should the runtime's hint have been lost.
@@ -81,15 +81,22 @@ async fn route(shared: &Arc<Shared>, caller: Option<&Caller>, request: Request<I
             container_logs(shared, namespace, pod, container, query).await
         }
         ["pods"] | ["containerLogs", _, _, _] => only_get(),
-        ["exec", namespace, pod, container] => {
-            let (namespace, pod, container) =
-                ((*namespace).to_owned(), (*pod).to_owned(), (*container).to_owned());
-            exec::answer(shared, &exec::Target { namespace, pod, uid: None, container }, request)
+        [kind @ ("exec" | "attach"), namespace, pod, uid @ .., container] if uid.len() <= 1 => {
+            let target = exec::Target {
+                namespace: (*namespace).to_owned(),
+                pod: (*pod).to_owned(),
+                uid: uid.first().map(|uid| (*uid).to_owned()),
+                container: (*container).to_owned(),
+            };
+            match *kind {
+                "exec" => exec::exec(shared, &target, request),
+                _ => exec::attach(shared, &target, request).await,
+            }
         }
-        ["exec", namespace, pod, uid, container] => {
-            let (namespace, pod, uid, container) =
-                ((*namespace).to_owned(), (*pod).to_owned(), (*uid).to_owned(), (*container).to_owned());
-            exec::answer(shared, &exec::Target { namespace, pod, uid: Some(uid), container }, request)
+        ["portForward", namespace, pod, uid @ ..] if uid.len() <= 1 => {
+            let (namespace, pod, uid) =
+                ((*namespace).to_owned(), (*pod).to_owned(), uid.first().map(|uid| (*uid).to_owned()));
+            forward::answer(shared, &namespace, &pod, uid.as_deref(), request).await
         }
         _ => text(StatusCode::NOT_FOUND, "404: Page Not Found"),
     }

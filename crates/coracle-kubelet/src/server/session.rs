@@ -1,16 +1,17 @@
-//! One running command, spoken to over a WebSocket.
+//! One running command, or a container attached to, spoken to over a WebSocket.
 //!
 //! Every binary message begins with the number of its channel: 0 standard input, 1 standard output, 2 standard
 //! error, 3 the result, 4 changes of the terminal's size. With subprotocol v5 the message `[255, n]` closes
 //! channel n. There is no buffer in between: a program that does not read stalls the client, a client that does
 //! not read stalls the program.
 //!
-//! The command ends with its client: when the connection closes or breaks, the runtime's session is dropped.
+//! The command ends with its client: when the connection closes or breaks, the runtime's session is dropped. An
+//! attachment ends in the same way, and its container goes on.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_cri::{CriResult, ExecRequest, StreamSession, TerminalSize};
+use coracle_cri::{AttachRequest, CriResult, ExecRequest, RuntimeService, StreamSession, TerminalSize};
 use futures::stream::{SplitSink, SplitStream};
 use futures::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -21,7 +22,6 @@ use tokio_tungstenite::tungstenite::Error;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message};
 
-use super::exec::Subprotocol;
 use super::routes::Shared;
 
 const STDIN: u8 = 0;
@@ -57,6 +57,62 @@ impl Streams {
     }
 }
 
+/// What the streams belong to.
+#[derive(Debug)]
+pub(super) enum Work {
+    Exec(ExecRequest),
+    Attach(AttachRequest),
+}
+
+impl Work {
+    async fn begin(&self, runtime: &dyn RuntimeService) -> CriResult<StreamSession> {
+        match self {
+            Work::Exec(request) => runtime.exec(request).await,
+            Work::Attach(request) => runtime.attach(request).await,
+        }
+    }
+
+    /// The `Status` that tells how it ended, in upstream's words.
+    fn result(&self, exit: Option<CriResult<i32>>) -> Value {
+        match (self, exit) {
+            (Work::Exec(_), Some(Ok(0))) | (Work::Attach(_), Some(Ok(_))) => {
+                json!({"metadata": {}, "status": "Success"})
+            }
+            (Work::Exec(request), Some(Ok(code))) => {
+                let command = request.command.join(" ");
+                json!({
+                    "metadata": {},
+                    "status": "Failure",
+                    "message": format!(
+                        "command terminated with non-zero exit code: error executing command [{command}], exit code \
+                         {code}"
+                    ),
+                    "reason": "NonZeroExitCode",
+                    "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
+                })
+            }
+            (_, Some(Err(error))) => self.failure(&error.to_string()),
+            (Work::Exec(_), None) => self.failure("the runtime lost the command"),
+            (Work::Attach(_), None) => self.failure("the runtime lost the container"),
+        }
+    }
+
+    fn failure(&self, error: &str) -> Value {
+        let error = match self {
+            Work::Exec(_) => format!("error executing command in container: {error}"),
+            Work::Attach(_) => format!("error attaching to container: {error}"),
+        };
+        json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("Internal error occurred: {error}"),
+            "reason": "InternalError",
+            "details": {"causes": [{"message": error}]},
+            "code": 500,
+        })
+    }
+}
+
 /// How a session came to its end.
 enum End {
     /// The command ended, or could not be started.
@@ -67,32 +123,28 @@ enum End {
     Shutdown,
 }
 
-/// Runs the command and serves its streams until one of the two ends.
+/// Runs the command, or attaches, and serves its streams until one of the two ends.
 pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     shared: &Shared,
     socket: WebSocketStream<S>,
-    subprotocol: Subprotocol,
+    closable: bool,
     streams: Streams,
-    request: &ExecRequest,
+    work: &Work,
 ) {
     let (mut sink, mut source) = socket.split();
     if sink.send(message(streams.lowest_output(), &[])).await.is_err() {
         return;
     }
     // The session lives in this block only: when it is left, the command ends.
-    let end = match shared.runtime.exec(request).await {
-        Err(error) => End::Result(internal_error(&error.to_string())),
+    let end = match work.begin(shared.runtime.as_ref()).await {
+        Err(error) => End::Result(work.failure(&error.to_string())),
         Ok(StreamSession { stdin, stdout, stderr, resize, exit }) => {
-            let input = Input {
-                stdin: stdin.filter(|_| streams.stdin),
-                resize,
-                closable: subprotocol == Subprotocol::V5,
-            };
+            let input = Input { stdin: stdin.filter(|_| streams.stdin), resize, closable };
             let mut output = Output { sink: &mut sink, stdout, stderr, exit, streams };
             coracle_clock::select! {
                 () = shared.shutdown.cancelled() => End::Shutdown,
                 end = output.pump(&shared.clock) => match end {
-                    Ok(exit) => End::Result(result(exit, &request.command)),
+                    Ok(exit) => End::Result(work.result(exit)),
                     Err(_) => End::ClientGone(None),
                 },
                 code = input.pump(&mut source) => End::ClientGone(code),
@@ -243,37 +295,4 @@ fn message(channel: u8, data: &[u8]) -> Message {
     message.push(channel);
     message.extend_from_slice(data);
     Message::Binary(message.into())
-}
-
-/// The `Status` that tells how a command ended, in upstream's words.
-fn result(exit: Option<CriResult<i32>>, command: &[String]) -> Value {
-    match exit {
-        Some(Ok(0)) => json!({"metadata": {}, "status": "Success"}),
-        Some(Ok(code)) => {
-            let command = command.join(" ");
-            json!({
-                "metadata": {},
-                "status": "Failure",
-                "message": format!(
-                    "command terminated with non-zero exit code: error executing command [{command}], exit code {code}"
-                ),
-                "reason": "NonZeroExitCode",
-                "details": {"causes": [{"reason": "ExitCode", "message": code.to_string()}]},
-            })
-        }
-        Some(Err(error)) => internal_error(&error.to_string()),
-        None => internal_error("the runtime lost the command"),
-    }
-}
-
-fn internal_error(error: &str) -> Value {
-    let error = format!("error executing command in container: {error}");
-    json!({
-        "metadata": {},
-        "status": "Failure",
-        "message": format!("Internal error occurred: {error}"),
-        "reason": "InternalError",
-        "details": {"causes": [{"message": error}]},
-        "code": 500,
-    })
 }

@@ -1,5 +1,7 @@
 //! The server on loopback, with certificates made here and a scripted runtime.
 
+mod streams;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -11,10 +13,11 @@ use coracle_client::LiveCertificate;
 use coracle_clock::Clock;
 use coracle_clock::watch;
 use coracle_cri::{
-    Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter, ContainerId,
-    ContainerState, ContainerStatus, CriError, CriResult, ExecRequest, ExecSyncResult, ImageSpec,
-    LinuxContainerResources, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxId, PodSandboxStatus,
-    RuntimeService, RuntimeStatus, StreamSession, TerminalSize, Version,
+    AttachRequest, Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter,
+    ContainerId, ContainerState, ContainerStatus, CriError, CriResult, ExecRequest, ExecSyncResult,
+    ImageSpec, LinuxContainerResources, PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxId,
+    PodSandboxMetadata, PodSandboxState, PodSandboxStatus, PortStream, RuntimeService, RuntimeStatus,
+    StreamSession, TerminalSize, Version,
 };
 use futures::{SinkExt, StreamExt};
 use http::StatusCode;
@@ -81,8 +84,17 @@ impl RuntimeService for Scripted {
     async fn pod_sandbox_status(&self, _: &PodSandboxId) -> CriResult<PodSandboxStatus> {
         unreachable!()
     }
-    async fn list_pod_sandboxes(&self, _: &PodSandboxFilter) -> CriResult<Vec<PodSandbox>> {
-        unreachable!()
+    async fn list_pod_sandboxes(&self, filter: &PodSandboxFilter) -> CriResult<Vec<PodSandbox>> {
+        let ours = filter.labels.get("io.kubernetes.pod.uid").is_some_and(|uid| uid == "u");
+        let sandbox = |attempt| PodSandbox {
+            id: PodSandboxId(format!("sandbox-{attempt}")),
+            metadata: PodSandboxMetadata { attempt, ..PodSandboxMetadata::default() },
+            state: PodSandboxState::Ready,
+            created_at: jiff::Timestamp::UNIX_EPOCH,
+            labels: std::collections::BTreeMap::new(),
+            annotations: std::collections::BTreeMap::new(),
+        };
+        Ok(if ours { vec![sandbox(2), sandbox(1)] } else { Vec::new() })
     }
     async fn create_container(
         &self,
@@ -206,6 +218,12 @@ impl RuntimeService for Scripted {
             resize: request.tty.then_some(resize),
             exit,
         })
+    }
+    async fn attach(&self, request: &AttachRequest) -> CriResult<StreamSession> {
+        self.begin_attach(request)
+    }
+    async fn port_forward(&self, sandbox: &PodSandboxId, port: u16) -> CriResult<PortStream> {
+        self.begin_port_forward(sandbox, port)
     }
     async fn container_events(&self) -> CriResult<mpsc::Receiver<ContainerEvent>> {
         let (sender, receiver) = mpsc::channel(8);
@@ -708,7 +726,7 @@ async fn requests_that_cannot_be_upgraded_are_refused() {
     let spdy = "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
     let table = [
         ("GET", "ns/web/app?output=1&command=a", "", 400, "Upgrade request required"),
-        ("POST", "ns/web/app?output=1&command=a", spdy, 400, "unable to upgrade: SPDY/3.1 is not supported"),
+        ("POST", "ns/web/app?output=1&command=a", spdy, 400, "unable to upgrade: SPDY is not supported"),
         (
             "GET",
             "ns/web/app?output=1&command=a",

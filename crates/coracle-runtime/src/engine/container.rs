@@ -278,6 +278,7 @@ impl Inner {
             log_path: record.log_path.clone(),
             tty: record.config.tty,
             stdin: record.config.stdin,
+            stdin_once: record.config.stdin_once,
             uid: u32::try_from(record.user.uid).unwrap_or(0),
             cgroup_procs: self.cgroups.procs(&cgroup),
             oom_file: self.cgroups.oom_file(&cgroup),

@@ -10,9 +10,10 @@
 //! - Only a keeper that nobody can reach any more is dead. One that is silent is waited for with a limit, and what
 //!   it keeps is believed to go on; `silence.rs` says when that ends.
 //!
-//! Where to read next: `sandbox.rs` and `container.rs` for the operations, `session.rs` for exec, `recover.rs`
+//! Where to read next: `sandbox.rs` and `container.rs` for the operations, `session.rs` for exec, `attach.rs` for attach and ports, `recover.rs`
 //! for what a new daemon does, `rootfs.rs` and `spec.rs` for what a container sees.
 
+mod attach;
 mod cgroup;
 mod container;
 mod ends;

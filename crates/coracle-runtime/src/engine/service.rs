@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coracle_cri::{
-    Container as CriContainer, ContainerConfig, ContainerEvent, ContainerFilter, ContainerId, ContainerState,
-    ContainerStatus, CriResult, ExecRequest, ExecSyncResult, LinuxContainerResources, PodSandbox,
-    PodSandboxConfig, PodSandboxFilter, PodSandboxId, PodSandboxState, PodSandboxStatus, RuntimeCondition,
-    RuntimeService, RuntimeStatus, StreamSession, Version,
+    AttachRequest, Container as CriContainer, ContainerConfig, ContainerEvent, ContainerFilter, ContainerId,
+    ContainerState, ContainerStatus, CriResult, ExecRequest, ExecSyncResult, LinuxContainerResources,
+    PodSandbox, PodSandboxConfig, PodSandboxFilter, PodSandboxId, PodSandboxState, PodSandboxStatus,
+    PortStream, RuntimeCondition, RuntimeService, RuntimeStatus, StreamSession, Version,
 };
 use tokio::sync::mpsc;
 
@@ -148,6 +148,14 @@ impl RuntimeService for EmbeddedRuntime {
 
     async fn exec(&self, request: &ExecRequest) -> CriResult<StreamSession> {
         self.inner().exec(request.clone()).await
+    }
+
+    async fn attach(&self, request: &AttachRequest) -> CriResult<StreamSession> {
+        self.inner().attach(request.clone()).await
+    }
+
+    async fn port_forward(&self, sandbox: &PodSandboxId, port: u16) -> CriResult<PortStream> {
+        self.inner.port_forward(sandbox, port).await
     }
 
     async fn container_events(&self) -> CriResult<mpsc::Receiver<ContainerEvent>> {

@@ -30,7 +30,7 @@ const CHUNK_BYTES: usize = 32 * 1024;
 /// Most that a command can have left in a stream: what the kernel lets a pipe be. A descendant that goes on writing
 /// is not read for longer.
 const AFTER_END_BYTES_MAX: usize = 1 << 20;
-const CHUNKS_IN_FLIGHT: usize = 16;
+pub(super) const CHUNKS_IN_FLIGHT: usize = 16;
 
 impl Inner {
     pub(super) async fn exec_sync(
@@ -150,7 +150,7 @@ fn keeper_died() -> CriError {
     CriError::Internal("the keeper of the sandbox died".to_owned())
 }
 
-fn pipe(flags: PipeFlags) -> CriResult<(OwnedFd, OwnedFd)> {
+pub(super) fn pipe(flags: PipeFlags) -> CriResult<(OwnedFd, OwnedFd)> {
     rustix::pipe::pipe_with(PipeFlags::CLOEXEC | flags).map_err(|e| internal(e.into()))
 }
 
@@ -164,7 +164,7 @@ async fn collect(mut output: mpsc::Receiver<Bytes>) -> Vec<u8> {
 }
 
 /// A descriptor that does not block.
-fn watched(fd: OwnedFd) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
+pub(super) fn watched(fd: OwnedFd) -> io::Result<Arc<AsyncFd<OwnedFd>>> {
     rustix::io::ioctl_fionbio(&fd, true)?;
     Ok(Arc::new(keeper::watched(fd)?))
 }
@@ -227,8 +227,8 @@ fn terminal_session(keeper: Connection, terminal: OwnedFd, with_stdin: bool) -> 
     Ok(StreamSession { stdin, stdout, stderr, resize: Some(resize), exit })
 }
 
-/// Waits for the end of the command or of the caller's interest, and tells the exit code after all output.
-async fn conclude(
+/// Waits for the end of the command, or of what it is attached to, or of the caller's interest, and tells the exit code after all output.
+pub(super) async fn conclude(
     mut keeper: Connection,
     ended: watch::Sender<bool>,
     outputs: Vec<tokio::task::JoinHandle<()>>,
@@ -239,6 +239,7 @@ async fn conclude(
         () = exit.closed() => None,
         reply = keeper.reply() => Some(match reply {
             Ok(Reply::ExecExited { exit_code }) => Ok(exit_code),
+            Ok(Reply::Detached { problem }) => problem.map_or(Ok(0), |why| Err(CriError::Internal(why))),
             Ok(_) => Err(keeper_died()),
             Err(reason) => Err(reason.into()),
         }),
@@ -255,7 +256,11 @@ async fn conclude(
 
 /// Sends on what is read. After the command's end only what is there already: a descendant that keeps the
 /// stream open does not keep the session.
-async fn read_all(from: Arc<AsyncFd<OwnedFd>>, to: mpsc::Sender<Bytes>, mut ended: watch::Receiver<bool>) {
+pub(super) async fn read_all(
+    from: Arc<AsyncFd<OwnedFd>>,
+    to: mpsc::Sender<Bytes>,
+    mut ended: watch::Receiver<bool>,
+) {
     let mut buffer = vec![0u8; CHUNK_BYTES];
     let mut left = AFTER_END_BYTES_MAX;
     loop {
@@ -297,7 +302,7 @@ fn is_empty(fd: &AsyncFd<OwnedFd>) -> bool {
     matches!(poll(&mut [PollFd::new(fd.get_ref(), PollFlags::IN)], Some(&now)), Ok(0))
 }
 
-async fn write_all(to: Arc<AsyncFd<OwnedFd>>, mut from: mpsc::Receiver<Bytes>) {
+pub(super) async fn write_all(to: Arc<AsyncFd<OwnedFd>>, mut from: mpsc::Receiver<Bytes>) {
     while let Some(mut chunk) = from.recv().await {
         while !chunk.is_empty() {
             let Ok(mut ready) = to.writable().await else { return };

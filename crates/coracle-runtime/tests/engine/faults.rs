@@ -379,6 +379,30 @@ fn a_keeper_of_a_version_that_is_not_spoken_keeps_its_containers_until_its_pod_e
 }
 
 #[test]
+fn an_older_keeper_refuses_to_attach_and_its_container_goes_on() {
+    let host = impatient(LONG, LONG);
+    let (id, sandbox) = left_running(&host, "exec sleep 1000");
+    let mut keeper = Scripted::at(&host.config.run_dir.join("sandboxes").join(&sandbox.0));
+    block_on(async {
+        let words = "the keeper of this Pod was started by an older coracle and speaks version 1 of the protocol; \
+                     this needs version 2: make the Pod anew";
+        let running = [id.0.as_str()];
+        let (runtime, _events) = futures::join!(host.open(), keeper.subscribed(&host, &running));
+        let wanted =
+            coracle_cri::AttachRequest { container: id.clone(), stdin: true, stdout: true, stderr: true };
+        let script = async {
+            let (request, socket) = keeper.next(&host).await;
+            assert!(matches!(&request, Request::Attach(_)) && request.since() == 2, "{request:?}");
+            say(&socket, &Reply::Failed { message: words.to_owned() });
+            socket
+        };
+        let (refused, _socket) = futures::join!(runtime.attach(&wanted), script);
+        assert_eq!(refused.unwrap_err().to_string(), words);
+        assert_eq!(runtime.container_status(&id).await.unwrap().container.state, ContainerState::Running);
+    });
+}
+
+#[test]
 fn a_sandbox_without_a_readable_record_leaves_nothing() {
     let host = Host::new();
     let (id, sandbox) = left_running(&host, "exec sleep 1000");

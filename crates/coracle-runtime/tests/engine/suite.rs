@@ -39,6 +39,8 @@ impl Subject for Embedded {
             Program::Hungry => {
                 shell("x=$(dd if=/dev/zero bs=1M count=200 2>/dev/null | busybox tr '\\0' a); echo survived")
             }
+            Program::Echo => shell("echo up; exec cat"),
+            Program::Serves => shell("echo up; exec busybox nc -ll -p 4242 -e cat"),
         }
     }
 

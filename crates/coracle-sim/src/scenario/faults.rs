@@ -34,7 +34,8 @@ pub(super) const FAULTS: [&str; 17] = [
 ];
 
 /// The calls of a runtime that can be slow or fail.
-const CALLS: [&str; 21] = [
+const CALLS: [&str; 23] = [
+    "attach",
     "container_events",
     "container_status",
     "create_container",
@@ -45,6 +46,7 @@ const CALLS: [&str; 21] = [
     "list_images",
     "list_pod_sandboxes",
     "pod_sandbox_status",
+    "port_forward",
     "pull_image",
     "remove_container",
     "remove_pod_sandbox",

@@ -18,8 +18,6 @@ enum Honoured {
     Words(&'static [&'static str]),
     /// This truth value alone.
     Only(bool),
-    /// A truth value that is honoured when it is false alone, and what is missing for the other.
-    False(&'static str),
     /// An object, field by field.
     Fields(&'static [(&'static str, Honoured)]),
     /// A list of objects, each field by field.
@@ -28,7 +26,7 @@ enum Honoured {
     Amounts(fn(&str) -> bool),
 }
 
-use Honoured::{Amounts, Any, Each, False, Fields, Only, Words};
+use Honoured::{Amounts, Any, Each, Fields, Only, Words};
 
 const SECCOMP: Honoured = Fields(&[("type", Words(&["RuntimeDefault"]))]);
 
@@ -98,7 +96,7 @@ const CONTAINER: &[(&str, Honoured)] = &[
     ("terminationMessagePolicy", Any),
     ("tty", Any),
     ("stdin", Any),
-    ("stdinOnce", False("there is no attaching to containers (kubectl attach, kubectl run -i)")),
+    ("stdinOnce", Any),
     (
         "securityContext",
         Fields(&[
@@ -153,12 +151,6 @@ fn judge(name: &str, value: &Value, honoured: Honoured, path: &Path, errors: &mu
         Only(only) => {
             if value.as_bool().is_some_and(|said| said != only) {
                 errors.push(refused(path, &format!("{name} {value}")));
-            }
-        }
-        False(why) => {
-            if value == &Value::Bool(true) {
-                let what = format!("{name} true is not supported by Coracle yet: {why}");
-                errors.push(FieldError::forbidden(path, what));
             }
         }
         Fields(rows) => fields(value, rows, path, errors),
@@ -280,22 +272,11 @@ mod tests {
     }
 
     #[test]
-    fn who_would_attach_is_told_that_nobody_can() {
-        assert_eq!(
-            refusals(&json!({"containers": [{"stdin": true, "stdinOnce": true}]})),
-            [
-                "spec.containers[0].stdinOnce: Forbidden: stdinOnce true is not supported by Coracle yet: there is no \
-              attaching to containers (kubectl attach, kubectl run -i)"
-            ]
-        );
-    }
-
-    #[test]
     fn what_is_built_and_what_says_nothing_passes() {
         let spec = json!({
             "containers": [{
                 "name": "c", "image": "i", "command": ["a"], "args": ["b"], "workingDir": "/", "tty": true,
-                "stdin": true, "env": [{"name": "A", "value": "1"}],
+                "stdin": true, "stdinOnce": true, "env": [{"name": "A", "value": "1"}],
                 "ports": [{"containerPort": 1, "hostPort": 2, "protocol": "UDP", "name": "x"}],
                 "resources": {
                     "limits": {"cpu": "1", "memory": "1", "example.com/x": "1"},
