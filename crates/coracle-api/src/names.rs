@@ -302,13 +302,29 @@ pub fn unix_id(value: i64) -> Complaints {
     if (0..=0xffff_ffff).contains(&value) { Vec::new() } else { vec![not_in_range(0, 0xffff_ffff)] }
 }
 
-/// An IPv4 or IPv6 address.
+/// An IPv4 or IPv6 address, written so that everybody reads the same one.
 #[must_use]
 pub fn ip(value: &str) -> Complaints {
-    match value.parse::<std::net::IpAddr>() {
+    use std::net::IpAddr;
+    match value.parse::<IpAddr>() {
+        Ok(IpAddr::V6(address)) if address.to_ipv4_mapped().is_some() => {
+            vec!["must not be an IPv4-mapped IPv6 address".to_owned()]
+        }
         Ok(_) => Vec::new(),
+        // Some read numbers that begin with 0 as octal ones, some as decimal ones.
+        Err(_) if without_leading_zeros(value).parse::<std::net::Ipv4Addr>().is_ok() => {
+            vec!["must not have leading 0s".to_owned()]
+        }
         Err(_) => vec!["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".to_owned()],
     }
+}
+
+fn without_leading_zeros(value: &str) -> String {
+    let parts = value.split('.').map(|part| match part.trim_start_matches('0') {
+        "" if !part.is_empty() => "0",
+        rest => rest,
+    });
+    parts.collect::<Vec<_>>().join(".")
 }
 
 #[cfg(test)]
@@ -340,6 +356,19 @@ mod tests {
         );
         assert_eq!(dns1123_label(&"a".repeat(64)), ["must be no more than 63 bytes"]);
         assert_eq!(path_segment("a/b"), ["may not contain '/'"]);
+    }
+
+    #[test]
+    fn addresses_read_the_same_for_everybody() {
+        for address in ["10.0.0.1", "0.0.0.0", "::1", "FD00::0:1"] {
+            assert!(ip(address).is_empty(), "{address}");
+        }
+        assert_eq!(ip("010.0.0.1"), ["must not have leading 0s"]);
+        assert_eq!(ip("10.0.00.1"), ["must not have leading 0s"]);
+        assert_eq!(ip("::ffff:10.0.0.1"), ["must not be an IPv4-mapped IPv6 address"]);
+        for bad in ["", "10.0.0", "10.0.0.256", "x", "10..0.1"] {
+            assert_eq!(ip(bad), ["must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"], "{bad}");
+        }
     }
 
     #[test]

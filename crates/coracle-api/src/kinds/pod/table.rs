@@ -96,23 +96,20 @@ fn summary(pod: &Value) -> (String, i64, Restarts) {
         if sidecar {
             sidecar_restarts.add(container);
         }
-        let terminated = container.get("state").and_then(|s| s.get("terminated"));
+        let terminated = container.get("state").and_then(|state| state.get("terminated"));
         let waiting = str_at(container, &["state", "waiting", "reason"]);
-        if let Some(terminated) = terminated {
-            if int_at(terminated, &["exitCode"]).unwrap_or(0) == 0 {
-                continue;
-            }
-            status = format!("Init:{}", ended(terminated));
-        } else if sidecar && true_at(container, &["started"]) {
-            if true_at(container, &["ready"]) {
-                ready += 1;
-            }
+        if terminated.is_some_and(|ended| int_at(ended, &["exitCode"]).unwrap_or(0) == 0) {
             continue;
-        } else if !waiting.is_empty() && waiting != "PodInitializing" {
-            status = format!("Init:{waiting}");
-        } else {
-            status = format!("Init:{index}/{}", inits.len());
         }
+        if sidecar && true_at(container, &["started"]) {
+            ready += i64::from(true_at(container, &["ready"]));
+            continue;
+        }
+        status = match terminated {
+            Some(terminated) => format!("Init:{}", ended(terminated)),
+            None if !waiting.is_empty() && waiting != "PodInitializing" => format!("Init:{waiting}"),
+            None => format!("Init:{index}/{}", inits.len()),
+        };
         initializing = true;
         break;
     }
@@ -190,120 +187,4 @@ pub(super) fn conditions(pod: &Value) -> Vec<RowCondition> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn shown(status: &Value, spec: &Value, deleted: bool) -> String {
-        let mut pod = json!({"metadata": {"name": "p"}, "spec": spec, "status": status});
-        if deleted {
-            pod["metadata"]["deletionTimestamp"] = "2020-01-01T00:00:00Z".into();
-        }
-        let cells = row(&pod, "2020-01-01T00:01:00Z".parse().unwrap());
-        let text = |i: usize| cells[i].as_str().unwrap().to_owned();
-        format!("{} {} {}", text(1), text(2), text(3))
-    }
-
-    #[test]
-    fn the_status_column_is_upstreams() {
-        let one = json!({"containers": [{"name": "a"}]});
-        let two = json!({"containers": [{"name": "a"}, {"name": "b"}]});
-        let init = json!({"containers": [{"name": "a"}], "initContainers": [{"name": "i"}, {"name": "j"}]});
-        let side = json!({
-            "containers": [{"name": "a"}], "initContainers": [{"name": "s", "restartPolicy": "Always"}]
-        });
-        let running = json!({"name": "a", "ready": true, "restartCount": 0, "state": {"running": {}}});
-        let done = |code: i64, reason: &str| json!({"name": "b", "state": {"terminated": {"exitCode": code, "reason": reason}}});
-        let waiting = |reason: &str| json!({"name": "a", "state": {"waiting": {"reason": reason}}});
-        for (name, status, spec, deleted, expected) in [
-            ("pending", json!({"phase": "Pending"}), &one, false, "0/1 Pending 0"),
-            (
-                "creating",
-                json!({"phase": "Pending", "containerStatuses": [waiting("ContainerCreating")]}),
-                &one,
-                false,
-                "0/1 ContainerCreating 0",
-            ),
-            (
-                "running",
-                json!({"phase": "Running", "containerStatuses": [running]}),
-                &one,
-                false,
-                "1/1 Running 0",
-            ),
-            (
-                "restarted",
-                json!({"phase": "Running", "containerStatuses": [{
-                    "name": "a", "ready": true, "restartCount": 3, "state": {"running": {}},
-                    "lastState": {"terminated": {"finishedAt": "2020-01-01T00:00:30Z"}}
-                }]}),
-                &one,
-                false,
-                "1/1 Running 3 (30s ago)",
-            ),
-            (
-                "one done, not ready",
-                json!({"phase": "Running", "containerStatuses": [running, done(0, "Completed")]}),
-                &two,
-                false,
-                "1/2 NotReady 0",
-            ),
-            (
-                "one done, ready",
-                json!({
-                    "phase": "Running", "containerStatuses": [running, done(0, "Completed")],
-                    "conditions": [{"type": "Ready", "status": "True"}]
-                }),
-                &two,
-                false,
-                "1/2 Running 0",
-            ),
-            (
-                "exit code",
-                json!({"phase": "Failed", "containerStatuses": [done(3, "")]}),
-                &one,
-                false,
-                "0/1 ExitCode:3 0",
-            ),
-            (
-                "init runs",
-                json!({"phase": "Pending", "initContainerStatuses": [
-                    {"name": "i", "state": {"terminated": {"exitCode": 0}}}, {"name": "j", "state": {"running": {}}}
-                ], "containerStatuses": [waiting("PodInitializing")]}),
-                &init,
-                false,
-                "0/1 Init:1/2 0",
-            ),
-            (
-                "init fails",
-                json!({"phase": "Pending", "initContainerStatuses": [
-                    {"name": "i", "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
-                ]}),
-                &init,
-                false,
-                "0/1 Init:CrashLoopBackOff 1",
-            ),
-            (
-                "sidecar",
-                json!({"phase": "Running", "initContainerStatuses": [
-                    {"name": "s", "ready": true, "started": true, "restartCount": 2, "state": {"running": {}}}
-                ], "containerStatuses": [running]}),
-                &side,
-                false,
-                "2/2 Running 2",
-            ),
-            ("evicted", json!({"phase": "Failed", "reason": "Evicted"}), &one, false, "0/1 Evicted 0"),
-            (
-                "deleted",
-                json!({"phase": "Running", "containerStatuses": [running]}),
-                &one,
-                true,
-                "1/1 Terminating 0",
-            ),
-            ("lost", json!({"phase": "Running", "reason": "NodeLost"}), &one, true, "0/1 Unknown 0"),
-        ] {
-            assert_eq!(shown(&status, spec, deleted), expected, "{name}");
-        }
-    }
-}
+mod tests;

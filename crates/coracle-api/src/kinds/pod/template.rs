@@ -43,8 +43,7 @@ pub(in crate::kinds) fn validate(template: &Value, path: &Path) -> Vec<FieldErro
 
 /// What is worth knowing of a template although nothing is wrong.
 pub(in crate::kinds) fn warnings(template: &Value, path: &Path) -> Vec<String> {
-    let at = path.child("spec");
-    warn::spec_warnings(template.get("spec").unwrap_or(&Value::Null), at.as_str())
+    warn::of(template, path)
 }
 
 /// The cells of [`CONTAINERS`] and [`IMAGES`].
