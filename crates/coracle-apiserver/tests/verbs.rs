@@ -338,6 +338,44 @@ async fn a_bound_pod_is_deleted_in_two_steps() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn ephemeral_containers_come_by_a_path_that_changes_nothing_else() {
+    const STRATEGIC: &str = "application/strategic-merge-patch+json";
+    let world = World::new().await;
+    let admin = world.admin();
+    admin.post(PODS, &pod("p")).await.expect(201);
+    let url = format!("{PODS}/p/ephemeralcontainers");
+    let mut seen = admin.get(&url).await.expect(200);
+    assert_eq!(seen["kind"], "Pod");
+    let image = seen["spec"]["containers"][0]["image"].clone();
+    seen["spec"]["containers"][0]["image"] = "other".into();
+    seen["metadata"]["labels"] = json!({"a": "b"});
+    let after = admin.put(&url, &seen).await.expect(200);
+    assert_eq!(after["spec"]["containers"][0]["image"], image);
+    assert_eq!(after["metadata"].get("labels"), None);
+    assert_eq!(after["metadata"]["resourceVersion"], seen["metadata"]["resourceVersion"]);
+    // As `kubectl debug` sends it, but for the port.
+    let debug = json!({"spec": {
+        "$setElementOrder/ephemeralContainers": [{"name": "debugger-x"}],
+        "ephemeralContainers": [{
+            "name": "debugger-x", "image": "busybox", "resources": {}, "stdin": true, "tty": true,
+            "terminationMessagePolicy": "File", "targetContainerName": "c", "ports": [{"containerPort": 1}]
+        }]
+    }});
+    let refused = admin.patch(&url, STRATEGIC, &debug).await.message(422);
+    assert!(
+        refused.contains(
+            "spec.ephemeralContainers[0].ports: Forbidden: cannot be set for an Ephemeral Container"
+        ),
+        "{refused}"
+    );
+    admin.post(&url, &seen).await.expect(405);
+    let mut with_one = pod("q");
+    with_one["spec"]["ephemeralContainers"] = json!([{"name": "e", "image": "i"}]);
+    let refused = admin.post(PODS, &with_one).await.message(422);
+    assert!(refused.contains("spec.ephemeralContainers: Forbidden: cannot be set on create"), "{refused}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_namespace_goes_when_its_finalizer_does_and_takes_nothing_new() {
     let world = World::new().await;
     let admin = world.admin();

@@ -62,3 +62,64 @@ pub(in crate::kinds) fn since(now: Timestamp, then: Option<&Value>) -> Value {
         None => "<none>".into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::catalogue;
+
+    #[test]
+    fn every_workload_completes_judges_and_warns_of_its_template_at_its_own_path() {
+        let template = json!({
+            "metadata": {"labels": {"a": "b"}},
+            "spec": {"restartPolicy": "Always", "containers": [{
+                "name": "c", "image": "i", "livenessProbe": {"httpGet": {"port": 0}},
+                "env": [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}],
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}],
+            }]},
+        });
+        let selector = json!({"matchLabels": {"a": "b"}});
+        let mut once = template.clone();
+        once["spec"]["restartPolicy"] = "Never".into();
+        let spec = json!({"selector": selector, "template": template});
+        let job = json!({"template": once});
+        let cron = json!({"schedule": "* * * * *", "jobTemplate": {"spec": {"template": once}}});
+        for (group, plural, spec, pointer) in [
+            ("apps", "deployments", &spec, "spec.template"),
+            ("apps", "replicasets", &spec, "spec.template"),
+            ("batch", "jobs", &job, "spec.template"),
+            ("batch", "cronjobs", &cron, "spec.jobTemplate.spec.template"),
+        ] {
+            let resource = catalogue::find(group, "v1", plural).unwrap();
+            let mut object =
+                json!({"metadata": {"name": "a", "namespace": "default", "uid": "u"}, "spec": spec});
+            resource.default(&mut object);
+            resource.prepare_for_create(&mut object);
+            let json_pointer = format!("/{}/spec/containers/0", pointer.replace('.', "/"));
+            let container = object.pointer(&json_pointer).unwrap();
+            assert_eq!(
+                container["livenessProbe"]["httpGet"],
+                json!({"port": 0, "path": "/", "scheme": "HTTP"}),
+                "{plural}"
+            );
+            let errors: Vec<String> =
+                resource.validate_create(&object).iter().map(ToString::to_string).collect();
+            for expected in [
+                "volumeMounts[0].name: Not found: \"v\"",
+                "livenessProbe.httpGet.port: Invalid value: 0: must be between 1 and 65535, inclusive",
+            ] {
+                let expected = format!("{pointer}.spec.containers[0].{expected}");
+                assert!(errors.contains(&expected), "{plural}: {errors:?}");
+            }
+            assert_eq!(
+                resource.strategy.warnings(&object, None),
+                [format!(
+                    "{pointer}.spec.containers[0].env[1]: hides previous definition of \"A\", which may be dropped \
+                     when using apply"
+                )],
+                "{plural}"
+            );
+        }
+    }
+}

@@ -297,6 +297,49 @@ fn ephemeral_containers_are_only_added() {
 }
 
 #[test]
+fn the_generation_counts_changes_of_the_spec_alone() {
+    let resource = crate::catalogue::find("", "v1", "pods").unwrap();
+    let mut pod = pod_with(|s| s["terminationGracePeriodSeconds"] = (-1).into());
+    pod["metadata"]["generation"] = 77.into();
+    resource.prepare_for_create(&mut pod);
+    assert_eq!(pod["metadata"]["generation"], 1, "what a user says does not count");
+    type Change = fn(&mut Value);
+    let changes: [(&str, Change, i64); 9] = [
+        ("nothing", |_| {}, 1),
+        ("image", |p| p["spec"]["containers"][0]["image"] = "i:2".into(), 2),
+        ("init image", |p| p["spec"]["initContainers"][0]["image"] = "i:2".into(), 3),
+        (
+            "toleration",
+            |p| p["spec"]["tolerations"].as_array_mut().unwrap().push(json!({"operator": "Exists"})),
+            4,
+        ),
+        ("deadline", |p| p["spec"]["activeDeadlineSeconds"] = 5.into(), 5),
+        ("grace", |p| p["spec"]["terminationGracePeriodSeconds"] = 1.into(), 6),
+        ("label", |p| p["metadata"]["labels"] = json!({"a": "b"}), 6),
+        ("its own number", |p| p["metadata"]["generation"] = 99.into(), 6),
+        ("the status", |p| p["status"] = json!({"phase": "Running"}), 6),
+    ];
+    for (what, change, generation) in changes {
+        let mut new = pod.clone();
+        change(&mut new);
+        resource.prepare_for_update(&mut new, &pod);
+        assert_eq!(new["metadata"]["generation"], generation, "{what}");
+        pod = new;
+    }
+    let mut new = pod.clone();
+    new["status"]["phase"] = "Running".into();
+    resource.prepare_for_status_update(&mut new, &pod);
+    assert_eq!(new["metadata"]["generation"], 6);
+    for seconds in 0..500 {
+        let mut new = pod.clone();
+        new["spec"]["activeDeadlineSeconds"] = (1000 - seconds).into();
+        resource.prepare_for_update(&mut new, &pod);
+        pod = new;
+    }
+    assert_eq!(pod["metadata"]["generation"], 506);
+}
+
+#[test]
 fn a_status_keeps_its_class_and_what_it_observed() {
     let old = json!({
         "spec": {"restartPolicy": "Never"},
