@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::field::FieldError;
 use crate::metadata;
 use crate::table::{Column, RowCondition};
-use rows::{RESOURCES, SCALE, TOKEN_REQUEST};
+use rows::{EVICTION, RESOURCES, SCALE, TOKEN_REQUEST};
 
 /// The name rule of a resource.
 pub type NameCheck = fn(&str) -> Vec<String>;
@@ -394,8 +394,8 @@ pub fn resources() -> &'static [Resource] {
 }
 
 /// The kinds that have no collection: they are sent to subresources and answered by them.
-pub(crate) fn carried() -> [&'static Resource; 2] {
-    [&SCALE, &TOKEN_REQUEST]
+pub(crate) fn carried() -> [&'static Resource; 3] {
+    [&SCALE, &TOKEN_REQUEST, &EVICTION]
 }
 
 /// The row of the kind that `subresource` carries, if that is a kind of another group.

@@ -1,4 +1,5 @@
-//! What every cluster has: its namespaces, and the Service `kubernetes` with the server's address behind it.
+//! What every cluster has: its namespaces, an account for the Pods of `default`, and the Service `kubernetes` with the
+//! server's address behind it.
 //!
 //! All of it goes through the same door as everybody's requests. What is deleted of it is made again.
 
@@ -36,6 +37,8 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
     });
     ensure(core, "/api/v1/namespaces/default/services", service).await?;
     let (ip, port) = (config.advertise.ip(), config.advertise.port());
+    let account = json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default" } });
+    ensure(core, "/api/v1/namespaces/default/serviceaccounts", account).await?;
     // Endpoints are for others: an address that leads everyone to themselves is none.
     let subsets = if ip.is_loopback() || ip.is_unspecified() {
         json!([])
@@ -47,13 +50,31 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
         "apiVersion": "v1", "kind": "Endpoints",
         "metadata": { "name": "kubernetes", "namespace": "default",
                       "labels": { "endpointslice.kubernetes.io/skip-mirror": "true" } },
-        "subsets": subsets,
+        "subsets": subsets.clone(),
     });
     let path = "/api/v1/namespaces/default/endpoints";
     ensure(core, path, endpoints.clone()).await?;
     // Those of an earlier run may show an earlier address.
     let (code, answer) = send(core, Method::PUT, &format!("{path}/kubernetes"), &endpoints).await;
-    if code.is_success() { Ok(()) } else { Err(failed("Endpoints kubernetes", &answer, code)) }
+    if !code.is_success() {
+        return Err(failed("Endpoints kubernetes", &answer, code));
+    }
+    let reached = if subsets == json!([]) {
+        json!([])
+    } else {
+        json!([{ "addresses": [ip.to_string()], "conditions": { "ready": true } }])
+    };
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": { "name": "kubernetes", "namespace": "default",
+                      "labels": { "kubernetes.io/service-name": "kubernetes" } },
+        "addressType": if ip.is_ipv4() { "IPv4" } else { "IPv6" },
+        "endpoints": reached, "ports": [{ "name": "https", "port": port, "protocol": "TCP" }],
+    });
+    let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    ensure(core, path, slice.clone()).await?;
+    let (code, answer) = send(core, Method::PUT, &format!("{path}/kubernetes"), &slice).await;
+    if code.is_success() { Ok(()) } else { Err(failed("EndpointSlice kubernetes", &answer, code)) }
 }
 
 /// Makes again what is deleted, until the server ends.
@@ -74,24 +95,26 @@ pub(crate) async fn keep(core: Arc<Core>) {
 
 async fn watch_and_restore(core: &Arc<Core>) {
     let mut kept = Vec::new();
-    for (plural, namespace, names) in [
-        ("namespaces", "", &NAMESPACES[..]),
-        ("services", "default", &["kubernetes"]),
-        ("endpoints", "default", &["kubernetes"]),
+    for (group, plural, namespace, names) in [
+        ("", "namespaces", "", &NAMESPACES[..]),
+        ("", "services", "default", &["kubernetes"]),
+        ("", "endpoints", "default", &["kubernetes"]),
+        ("discovery.k8s.io", "endpointslices", "default", &["kubernetes"]),
     ] {
-        let Some(row) = catalogue::find("", "v1", plural) else { continue };
+        let Some(row) = catalogue::find(group, "v1", plural) else { continue };
         let keys: Vec<String> = names.iter().map(|name| row.storage_key(namespace, name)).collect();
         match core.hub.watch(row.storage_prefix, Scope::All, core.hub.progress()).await {
             Ok(watcher) => kept.push((watcher, keys)),
             Err(_) => return,
         }
     }
-    let [(namespaces, a), (services, b), (endpoints, c)] = kept.as_mut_slice() else { return };
+    let [(namespaces, a), (services, b), (endpoints, c), (slices, d)] = kept.as_mut_slice() else { return };
     loop {
         let missing = coracle_clock::select! {
             missing = deleted(namespaces, a) => missing,
             missing = deleted(services, b) => missing,
             missing = deleted(endpoints, c) => missing,
+            missing = deleted(slices, d) => missing,
         };
         if missing.is_err() {
             return;

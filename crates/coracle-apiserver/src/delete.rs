@@ -18,7 +18,8 @@ use crate::prepare;
 use crate::read::{ListOptions, unreadable};
 use crate::server::{Core, add_warnings};
 use crate::write::{Along, Attempt};
-use options::{DeleteOptions, Fate};
+pub(crate) use options::DeleteOptions;
+use options::Fate;
 
 /// Namespaces that every cluster has.
 const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
@@ -96,7 +97,7 @@ fn set_finalizers(object: &mut Value, finalizers: Vec<Value>) {
 }
 
 /// An object after a delete.
-struct Deleted {
+pub(crate) struct Deleted {
     object: Value,
     gone: bool,
 }
@@ -137,7 +138,11 @@ impl Core {
         Ok(format.status(&Status::success(200, Some(details))))
     }
 
-    async fn delete_object(&self, call: &Call, options: &DeleteOptions) -> Result<Deleted, Status> {
+    pub(crate) async fn delete_object(
+        &self,
+        call: &Call,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, Status> {
         let row = call.row;
         if prepare::is_namespace(row) && IMMORTAL.contains(&call.name.as_str()) {
             return Err(Status::forbidden("", "namespaces", &call.name, "this namespace may not be deleted"));

@@ -23,6 +23,7 @@ mod connections;
 mod delete;
 mod discovery;
 mod events;
+mod evict;
 mod health;
 pub mod hub;
 mod impersonate;

@@ -432,6 +432,7 @@ impl Core {
             (Some("log"), _) => self.log(&call).await,
             (Some("exec" | "attach" | "portforward"), _) => self.stream(&call, request).await,
             (Some("scale"), _) => self.scale(&call, request.into_body()).await,
+            (Some("eviction"), _) => self.evict(&call, request.into_body()).await,
             (Some("token"), _) => self.create_token(&call, request.into_body()).await,
             (Some("binding"), _) => self.bind(&call, request.into_body()).await,
             (None, Verb::Create) if call.row.kind == "Binding" => self.bind(&call, request.into_body()).await,

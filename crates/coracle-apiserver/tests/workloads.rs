@@ -147,8 +147,10 @@ async fn groups_and_schemas_are_told() {
             "authentication.k8s.io",
             "authorization.k8s.io",
             "batch",
+            "policy",
             "apiextensions.k8s.io",
-            "coordination.k8s.io"
+            "coordination.k8s.io",
+            "discovery.k8s.io"
         ]
     );
     let document = admin.get("/openapi/v3/apis/apps/v1").await.expect(200);

@@ -5,7 +5,9 @@
 
 pub mod cron_job;
 pub mod deployment;
+pub mod disruption;
 pub mod garbage;
+mod interest;
 pub mod job;
 mod keyed;
 pub mod namespace;
@@ -29,6 +31,7 @@ use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
 
 pub use node_ipam::{Cidr, ParseCidrError};
@@ -67,6 +70,8 @@ pub struct ControllerInputs {
     pub jobs: Informer<Job>,
     /// All CronJobs.
     pub cron_jobs: Informer<CronJob>,
+    /// All PodDisruptionBudgets.
+    pub budgets: Informer<PodDisruptionBudget>,
 }
 
 impl ControllerInputs {
@@ -94,6 +99,7 @@ impl ControllerInputs {
             deployments: all(client, clock, rng),
             jobs: all(client, clock, rng),
             cron_jobs: all(client, clock, rng),
+            budgets: all(client, clock, rng),
         }
     }
 }
@@ -127,11 +133,13 @@ pub enum Identity {
     CronJob,
     /// Removes Jobs some time after their end.
     TtlAfterFinished,
+    /// Says how many Pods of a budget may be evicted.
+    Disruption,
 }
 
 impl Identity {
     /// All of them.
-    pub const ALL: [Identity; 13] = [
+    pub const ALL: [Identity; 14] = [
         Identity::Namespace,
         Identity::ServiceAccount,
         Identity::RootCa,
@@ -145,6 +153,7 @@ impl Identity {
         Identity::Job,
         Identity::CronJob,
         Identity::TtlAfterFinished,
+        Identity::Disruption,
     ];
 
     /// The service account in `kube-system` that it acts as.
@@ -164,6 +173,7 @@ impl Identity {
             Identity::Job => "job-controller",
             Identity::CronJob => "cronjob-controller",
             Identity::TtlAfterFinished => "ttl-after-finished-controller",
+            Identity::Disruption => "disruption-controller",
         }
     }
 }
@@ -231,6 +241,7 @@ pub async fn run_all(
     team.add(Identity::Job, |own| job::run(own, all(), time(), jobs.next()));
     team.add(Identity::TtlAfterFinished, |own| ttl::run(own, all(), time()));
     team.add(Identity::CronJob, |own| cron_job::run(own, all(), time()));
+    team.add(Identity::Disruption, |own| disruption::run(own, all(), time()));
     let running = join_all(team.running);
     select! {
         () = shutdown => {}

@@ -7,7 +7,9 @@ use k8s_openapi::api::autoscaling::v1 as autoscaling_v1;
 use k8s_openapi::api::batch::v1 as batch_v1;
 use k8s_openapi::api::coordination::v1 as coordination_v1;
 use k8s_openapi::api::core::v1 as core_v1;
+use k8s_openapi::api::discovery::v1 as discovery_v1;
 use k8s_openapi::api::events::v1 as events_v1;
+use k8s_openapi::api::policy::v1 as policy_v1;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions_v1;
 
 use super::{Resource, Strategy, Subresource};
@@ -42,6 +44,19 @@ pub(super) static TOKEN_REQUEST: Resource = Resource {
         "tokenrequest",
         "",
         &kinds::token_request::TokenRequestStrategy,
+    )
+};
+
+/// What is sent to `pods/eviction`.
+pub(super) static EVICTION: Resource = Resource {
+    group: "policy",
+    verbs: &[],
+    ..core::<policy_v1::Eviction>(
+        "Eviction",
+        "evictions",
+        "eviction",
+        "",
+        &kinds::pod_disruption_budget::EvictionStrategy,
     )
 };
 
@@ -170,6 +185,13 @@ pub(super) static RESOURCES: &[Resource] = &[
                 group: "",
                 version: "",
                 verbs: STATUS_VERBS,
+            },
+            Subresource {
+                name: "eviction",
+                kind: "Eviction",
+                group: "policy",
+                version: "v1",
+                verbs: &["create"],
             },
             Subresource {
                 name: "exec",
@@ -334,6 +356,18 @@ pub(super) static RESOURCES: &[Resource] = &[
         subresources: &[status_of("Job")],
         ..core::<batch_v1::Job>("Job", "jobs", "job", "/registry/jobs", &kinds::job::JobStrategy)
     },
+    Resource {
+        group: "policy",
+        short_names: &["pdb"],
+        subresources: &[status_of("PodDisruptionBudget")],
+        ..core::<policy_v1::PodDisruptionBudget>(
+            "PodDisruptionBudget",
+            "poddisruptionbudgets",
+            "poddisruptionbudget",
+            "/registry/poddisruptionbudgets",
+            &kinds::pod_disruption_budget::PodDisruptionBudgetStrategy,
+        )
+    },
     // None can be made yet. kubectl reads the list before it says that it does not know a kind.
     Resource {
         group: "apiextensions.k8s.io",
@@ -357,6 +391,16 @@ pub(super) static RESOURCES: &[Resource] = &[
             "lease",
             "/registry/leases",
             &kinds::lease::LeaseStrategy,
+        )
+    },
+    Resource {
+        group: "discovery.k8s.io",
+        ..core::<discovery_v1::EndpointSlice>(
+            "EndpointSlice",
+            "endpointslices",
+            "endpointslice",
+            "/registry/endpointslices",
+            &kinds::endpoint_slice::EndpointSliceStrategy,
         )
     },
 ];

@@ -194,23 +194,11 @@ fn judge_strategy(strategy: &Value, path: &Path) -> Vec<FieldError> {
 fn judge_rolling(rolling: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = Vec::new();
     for field in ["maxUnavailable", "maxSurge"] {
-        let at = path.child(field);
-        match rolling.get(field) {
-            Some(Value::String(text)) if percent(text).is_none() => errors.push(FieldError::invalid(
-                &at,
-                text.as_str(),
-                "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or \
-                 '93%', regex used for validation is '[0-9]+%')",
-            )),
-            Some(Value::Number(number)) if number.as_i64().is_some_and(|number| number < 0) => {
-                let why = "must be greater than or equal to 0";
-                errors.push(FieldError::invalid(&at, number.as_i64().unwrap_or(0), why));
-            }
-            _ => {}
-        }
+        let said = rolling.get(field);
+        errors.extend(said.and_then(|said| workload::int_or_percent(said, &path.child(field))));
     }
     let zero = |field: &str| match rolling.get(field) {
-        Some(Value::String(text)) => percent(text) == Some(0),
+        Some(Value::String(text)) => workload::percent(text) == Some(0),
         Some(Value::Number(number)) => number.as_i64() == Some(0),
         _ => false,
     };
@@ -219,14 +207,8 @@ fn judge_rolling(rolling: &Value, path: &Path) -> Vec<FieldError> {
     if zero("maxUnavailable") && zero("maxSurge") {
         errors.push(FieldError::invalid(&unavailable, said.clone(), "may not be 0 when `maxSurge` is 0"));
     }
-    if said.as_str().and_then(percent).is_some_and(|percent| percent > 100) {
-        errors.push(FieldError::invalid(&unavailable, said, "must not be greater than 100%"));
-    }
+    errors.extend(workload::at_most_all(&said, &unavailable));
     errors
-}
-
-fn percent(text: &str) -> Option<u32> {
-    text.strip_suffix('%')?.parse().ok().filter(|_| text.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 #[cfg(test)]

@@ -136,7 +136,8 @@ fn validate(object: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn validate_address(text: &str, path: &Path, errors: &mut Vec<FieldError>) {
+/// What is wrong with the address of an endpoint.
+pub(super) fn validate_address(text: &str, path: &Path, errors: &mut Vec<FieldError>) {
     let Ok(ip) = text.parse::<IpAddr>() else {
         errors.extend(names::ip(text).into_iter().map(|c| FieldError::invalid(path, text, c)));
         return;

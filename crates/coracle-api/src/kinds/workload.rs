@@ -32,6 +32,33 @@ pub(super) fn not_negative(object: &Value, path: &Path, fields: &[&str]) -> Vec<
         .collect()
 }
 
+/// What is wrong with a number or a share of a whole.
+pub(super) fn int_or_percent(value: &Value, path: &Path) -> Option<FieldError> {
+    match value {
+        Value::String(text) if percent(text).is_none() => {
+            let why = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or \
+                       '93%', regex used for validation is '[0-9]+%')";
+            Some(FieldError::invalid(path, text.as_str(), why))
+        }
+        Value::Number(number) => number
+            .as_i64()
+            .filter(|number| *number < 0)
+            .map(|number| FieldError::invalid(path, number, "must be greater than or equal to 0")),
+        _ => None,
+    }
+}
+
+/// What is wrong with a share that is more than the whole.
+pub(super) fn at_most_all(value: &Value, path: &Path) -> Option<FieldError> {
+    let much = value.as_str().and_then(percent).is_some_and(|percent| percent > 100);
+    much.then(|| FieldError::invalid(path, value.clone(), "must not be greater than 100%"))
+}
+
+/// The number of a text like `25%`.
+pub(super) fn percent(text: &str) -> Option<u32> {
+    text.strip_suffix('%')?.parse().ok().filter(|_| text.starts_with(|c: char| c.is_ascii_digit()))
+}
+
 /// What is wrong with the form of a label selector.
 pub(super) fn label_selector(selector: &Value, path: &Path) -> Vec<FieldError> {
     let mut errors = validate_labels(selector.get("matchLabels"), &path.child("matchLabels"));

@@ -61,18 +61,18 @@ pub(super) fn finalizers(row: &Resource, object: &Value, fate: Option<Fate>) -> 
 pub(crate) struct DeleteOptions {
     pub(super) grace: Option<i64>,
     uid: Option<String>,
-    resource_version: Option<String>,
+    pub(crate) resource_version: Option<String>,
     /// `None` if the request leaves it to the kind.
     pub(super) fate: Option<Fate>,
     /// The request says by its older field that dependents go; what is not gone at once is then accepted, not done.
     pub(super) no_orphans: bool,
-    pub(super) dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 impl DeleteOptions {
     /// Reads the body, or the query if there is no body.
     pub(super) fn read(call: &Call, body: &[u8]) -> Result<Self, Status> {
-        let mut options = if body.is_empty() {
+        let options = if body.is_empty() {
             let query = &call.query;
             let mut options = json!({});
             if let Some(grace) = query.number("gracePeriodSeconds")? {
@@ -98,6 +98,11 @@ impl DeleteOptions {
                 Status::bad_request(format!("couldn't get version/kind; json parse error: {complaint}"))
             })?
         };
+        Self::of(call, options)
+    }
+
+    /// Reads options that stand in a body or are one.
+    pub(crate) fn of(call: &Call, mut options: Value) -> Result<Self, Status> {
         let Some(fields) = options.as_object_mut() else {
             return Err(Status::bad_request("the body of a delete must be DeleteOptions"));
         };
@@ -155,7 +160,7 @@ impl DeleteOptions {
         })
     }
 
-    pub(super) fn check(&self, row: &Resource, object: &Value) -> Result<(), Status> {
+    pub(crate) fn check(&self, row: &Resource, object: &Value) -> Result<(), Status> {
         let name = metadata::name(object);
         let (uid, version) = (prepare::text(object, "uid"), prepare::text(object, "resourceVersion"));
         let why = match (&self.uid, &self.resource_version) {

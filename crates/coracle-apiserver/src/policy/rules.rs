@@ -34,6 +34,7 @@ pub(super) const COMPONENTS: &[(&str, &[Rule])] = &[
             rule(READ, "apps", &["deployments", "replicasets"]),
             rule(READ, "batch", &["cronjobs", "jobs"]),
             rule(READ, "coordination.k8s.io", &["leases"]),
+            rule(READ, "policy", &["poddisruptionbudgets"]),
         ],
     ),
     (
@@ -145,6 +146,16 @@ pub(super) const COMPONENTS: &[(&str, &[Rule])] = &[
     (
         "system:serviceaccount:kube-system:ttl-after-finished-controller",
         &[rule(&["get", "list", "watch", "delete"], "batch", &["jobs"])],
+    ),
+    (
+        "system:serviceaccount:kube-system:disruption-controller",
+        &[
+            rule(READ, "policy", &["poddisruptionbudgets"]),
+            rule(&["patch", "update"], "policy", &["poddisruptionbudgets/status"]),
+            rule(READ, "", &["pods"]),
+            rule(&["patch", "update"], "", &["pods/status"]),
+            rule(READ, "apps", &["deployments", "replicasets"]),
+        ],
     ),
 ];
 
