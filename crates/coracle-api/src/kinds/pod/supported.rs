@@ -32,6 +32,10 @@ const SECCOMP: Honoured = Fields(&[("type", Words(&["RuntimeDefault"]))]);
 
 const POD: &[(&str, Honoured)] = &[
     ("containers", Each(CONTAINER)),
+    ("initContainers", Each(CONTAINER)),
+    ("ephemeralContainers", Each(CONTAINER)),
+    ("activeDeadlineSeconds", Any),
+    ("readinessGates", Any),
     ("restartPolicy", Any),
     ("terminationGracePeriodSeconds", Any),
     ("nodeSelector", Any),
@@ -68,6 +72,8 @@ const POD: &[(&str, Honoured)] = &[
 
 const CONTAINER: &[(&str, Honoured)] = &[
     ("name", Any),
+    // Of ephemeral containers alone.
+    ("targetContainerName", Any),
     ("image", Any),
     ("imagePullPolicy", Any),
     ("command", Any),
@@ -92,6 +98,8 @@ const CONTAINER: &[(&str, Honoured)] = &[
             ("requests", Amounts(|name| !name.starts_with("hugepages-"))),
         ]),
     ),
+    ("restartPolicy", Any),
+    ("restartPolicyRules", Any),
     ("terminationMessagePath", Any),
     ("terminationMessagePolicy", Any),
     ("tty", Any),
@@ -186,16 +194,12 @@ mod tests {
             |path: &str, what: &str| format!("{path}: Forbidden: {what} is not supported by Coracle yet");
         for (field, value) in [
             ("volumes", json!([{"name": "v", "emptyDir": {}}])),
-            ("initContainers", json!([{"name": "i"}])),
-            ("ephemeralContainers", json!([{"name": "e"}])),
-            ("activeDeadlineSeconds", json!(5)),
             ("affinity", json!({"nodeAffinity": {}})),
             ("topologySpreadConstraints", json!([{}])),
             ("schedulingGates", json!([{"name": "g"}])),
             ("resourceClaims", json!([{"name": "r"}])),
             ("runtimeClassName", json!("x")),
             ("overhead", json!({"cpu": "1"})),
-            ("readinessGates", json!([{"conditionType": "x"}])),
             ("dnsConfig", json!({"nameservers": ["1.1.1.1"]})),
             ("hostAliases", json!([{"ip": "1.1.1.1"}])),
             ("subdomain", json!("x")),
@@ -228,8 +232,6 @@ mod tests {
             ("startupProbe", json!({"tcpSocket": {"port": 1}})),
             ("lifecycle", json!({"preStop": {"sleep": {"seconds": 1}}})),
             ("envFrom", json!([{"configMapRef": {"name": "x"}}])),
-            ("restartPolicy", json!("Always")),
-            ("restartPolicyRules", json!([{"action": "Restart"}])),
             ("volumeDevices", json!([{"name": "x"}])),
             ("resizePolicy", json!([{"resourceName": "cpu"}])),
         ] {
@@ -288,6 +290,12 @@ mod tests {
                     "seccompProfile": {"type": "RuntimeDefault"}
                 },
             }],
+            "initContainers": [{
+                "name": "i", "image": "i", "restartPolicy": "OnFailure",
+                "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]
+            }],
+            "ephemeralContainers": [{"name": "e", "image": "i", "targetContainerName": "c"}],
+            "activeDeadlineSeconds": 5, "readinessGates": [{"conditionType": "x"}],
             "volumes": [], "affinity": {}, "hostNetwork": false, "dnsPolicy": "Default", "priority": 0,
             "securityContext": {"supplementalGroups": [1], "runAsNonRoot": true}, "automountServiceAccountToken": false,
         });
