@@ -153,6 +153,7 @@ async fn a_missing_image_goes_round_with_doubling_pauses_and_each_step_is_seen()
         "Warning Failed Failed to pull image \"gone:1\": no such image (spec.containers{busybox})",
         "Warning Failed Error: ErrImagePull (spec.containers{busybox})",
         "Normal BackOff Back-off pulling image \"gone:1\" (spec.containers{busybox})",
+        "Warning Failed Error: ImagePullBackOff (spec.containers{busybox})",
     ] {
         assert!(events.contains(text), "{text} in {events}");
     }

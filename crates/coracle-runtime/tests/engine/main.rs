@@ -11,5 +11,6 @@ mod host;
 mod lifecycle;
 mod limits;
 mod restart;
+mod stubborn;
 mod suite;
 mod terminal;

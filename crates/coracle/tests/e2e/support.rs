@@ -184,7 +184,7 @@ impl Cluster {
         rustix::event::poll(&mut ended, None).unwrap();
     }
 
-    fn kubectl_command(&self, version: Kubectl) -> Command {
+    pub(crate) fn kubectl_command(&self, version: Kubectl) -> Command {
         let program = match version {
             Kubectl::V37 => "kubectl-1.37",
             Kubectl::V32 => "kubectl-1.32",

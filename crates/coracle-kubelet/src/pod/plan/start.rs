@@ -40,6 +40,10 @@ pub(super) fn failure_holds_back(
             instance: None,
             event: failure.is_pull().then(|| reasons::pull_back_off_event(name, &failure.image)),
         });
+        if failure.is_pull() {
+            plan.actions
+                .push(PodAction::Report(reasons::start_failed_event(name, reasons::IMAGE_PULL_BACK_OFF)));
+        }
     }
     if failure.reason == reasons::RUN_CONTAINER_ERROR && exited {
         // What ended is an instance like any other: its restart back-off decides.

@@ -1,0 +1,249 @@
+//! The Pods in `examples/pods`, run as their README says, and what kubectl shows of them.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{Cluster, Kubectl, patience, root};
+
+fn apply(cluster: &Cluster, example: &str) {
+    let path = root().join("examples/pods").join(format!("{example}.yaml"));
+    cluster.kubectl(&["apply", "-f", path.to_str().unwrap()]);
+}
+
+/// What `kubectl get pods -w` prints.
+struct Rows {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    seen: Vec<String>,
+}
+
+impl Rows {
+    fn watch(cluster: &Cluster) -> Self {
+        let mut child = cluster
+            .kubectl_command(Kubectl::V37)
+            .args(["get", "pods", "--watch", "--no-headers"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Rows { child, lines, seen: Vec::new() }
+    }
+
+    /// Reads until each of these rows has been seen: name, READY, STATUS, and at least so many RESTARTS.
+    fn until(&mut self, expected: &[(&str, &str, &str, u32)]) {
+        let mut missing: BTreeSet<_> = expected.iter().collect();
+        for line in self.seen.clone() {
+            strike(&mut missing, &line);
+        }
+        while !missing.is_empty() {
+            let Some(Ok(line)) = self.lines.next() else {
+                panic!("never seen: {missing:#?}; seen:\n{}", self.seen.join("\n"));
+            };
+            strike(&mut missing, &line);
+            self.seen.push(line);
+        }
+    }
+}
+
+fn strike(missing: &mut BTreeSet<&(&str, &str, &str, u32)>, line: &str) {
+    let row: Vec<&str> = line.split_whitespace().collect();
+    missing.retain(|(name, ready, status, restarts)| {
+        row[..3] != [*name, *ready, *status] || row[3].parse::<u32>().unwrap() < *restarts
+    });
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn phase(cluster: &Cluster, name: &str) -> String {
+    cluster.kubectl(&["get", "pod", name, "-o", "jsonpath={.status.phase}"])
+}
+
+/// What `kubectl describe` shows, with each run of blanks as one: it aligns columns.
+fn described(cluster: &Cluster, name: &str) -> String {
+    let text = cluster.kubectl(&["describe", "pod", name]);
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn shows(text: &str, parts: &[&str]) {
+    let mut rest = text;
+    for part in parts {
+        let at =
+            rest.find(part).unwrap_or_else(|| panic!("{part:?}, after what comes before it, in\n{text}"));
+        rest = &rest[at + part.len()..];
+    }
+}
+
+#[test]
+fn containers_that_end_under_each_restart_policy() {
+    let cluster = Cluster::start();
+    let mut rows = Rows::watch(&cluster);
+    apply(&cluster, "restart-one-container");
+    apply(&cluster, "restart-one-of-two");
+    rows.until(&[
+        ("succeeds-always", "0/1", "Completed", 0),
+        ("succeeds-always", "0/1", "CrashLoopBackOff", 1),
+        ("succeeds-onfailure", "0/1", "Completed", 0),
+        ("succeeds-never", "0/1", "Completed", 0),
+        ("fails-always", "0/1", "Error", 0),
+        ("fails-always", "0/1", "CrashLoopBackOff", 1),
+        ("fails-onfailure", "0/1", "Error", 0),
+        ("fails-onfailure", "0/1", "CrashLoopBackOff", 1),
+        ("fails-never", "0/1", "Error", 0),
+        ("one-succeeds-always", "1/2", "CrashLoopBackOff", 1),
+        ("one-succeeds-onfailure", "1/2", "NotReady", 0),
+        ("one-succeeds-never", "1/2", "NotReady", 0),
+        ("one-fails-always", "1/2", "CrashLoopBackOff", 1),
+        ("one-fails-onfailure", "1/2", "CrashLoopBackOff", 1),
+        ("one-fails-never", "1/2", "Error", 0),
+    ]);
+    for (name, expected) in [
+        ("succeeds-always", "Running"),
+        ("succeeds-onfailure", "Succeeded"),
+        ("succeeds-never", "Succeeded"),
+        ("fails-always", "Running"),
+        ("fails-onfailure", "Running"),
+        ("fails-never", "Failed"),
+        ("one-succeeds-always", "Running"),
+        ("one-succeeds-onfailure", "Running"),
+        ("one-succeeds-never", "Running"),
+        ("one-fails-always", "Running"),
+        ("one-fails-onfailure", "Running"),
+        ("one-fails-never", "Running"),
+    ] {
+        assert_eq!(phase(&cluster, name), expected, "{name}");
+    }
+    // What is done for good has been restarted by nobody meanwhile.
+    for name in
+        ["succeeds-onfailure", "succeeds-never", "fails-never", "one-succeeds-never", "one-fails-never"]
+    {
+        let status = cluster.get(&["pod", name])["status"].take();
+        let restarts = status["containerStatuses"].as_array().unwrap().iter().map(|c| &c["restartCount"]);
+        assert!(restarts.clone().all(|count| count == 0), "{name}: {status:#}");
+    }
+    shows(
+        &described(&cluster, "fails-always"),
+        &[
+            "Status: Running",
+            "Last State: Terminated",
+            "Reason: Error",
+            "Exit Code: 1",
+            "Ready: False",
+            "Ready False",
+            "Events:",
+            "Normal Scheduled",
+        ],
+    );
+    let events = described(&cluster, "fails-always");
+    let back_off = "Back-off restarting failed container main in pod fails-always_default(";
+    assert!(events.contains(back_off), "{events}");
+    shows(
+        &described(&cluster, "succeeds-never"),
+        &["Status: Succeeded", "State: Terminated", "Reason: Completed", "Exit Code: 0", "Restart Count: 0"],
+    );
+    shows(
+        &described(&cluster, "one-fails-never"),
+        &[
+            "Status: Running",
+            "works:",
+            "State: Running",
+            "ends:",
+            "State: Terminated",
+            "Exit Code: 1",
+            "Ready False",
+        ],
+    );
+    assert_eq!(cluster.kubectl(&["logs", "fails-never"]), "failed\n");
+    assert_eq!(cluster.kubectl(&["logs", "fails-always", "-p"]), "failed\n");
+}
+
+fn ready(cluster: &Cluster, name: &str) {
+    cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=30s"]);
+}
+
+fn time_to_delete(cluster: &Cluster, name: &str) -> Duration {
+    let clock = coracle_clock::Clock::system();
+    let before = clock.elapsed();
+    cluster.kubectl(&["delete", "pod", name]);
+    clock.elapsed() - before
+}
+
+#[test]
+fn ends_that_take_their_time() {
+    let cluster = Cluster::start();
+    apply(&cluster, "stubborn");
+    ready(&cluster, "stubborn");
+    // The grace, and two seconds, and what kubectl and the machine take.
+    let slack = Duration::from_secs(5) * patience();
+    let took = time_to_delete(&cluster, "stubborn");
+    assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(5) + slack, "{took:?}");
+}
+
+#[test]
+fn images_and_memory_that_are_not_there() {
+    let cluster = Cluster::start();
+    let mut rows = Rows::watch(&cluster);
+    for example in ["image-missing", "out-of-memory"] {
+        apply(&cluster, example);
+    }
+    rows.until(&[
+        ("image-missing", "0/1", "ErrImagePull", 0),
+        ("image-missing", "0/1", "ImagePullBackOff", 0),
+        ("hungry-always", "0/1", "OOMKilled", 0),
+        ("hungry-always", "0/1", "CrashLoopBackOff", 1),
+        ("hungry-onfailure", "0/1", "OOMKilled", 0),
+        ("hungry-onfailure", "0/1", "CrashLoopBackOff", 1),
+        ("hungry-never", "0/1", "OOMKilled", 0),
+    ]);
+    for (name, expected) in [
+        ("image-missing", "Pending"),
+        ("hungry-always", "Running"),
+        ("hungry-onfailure", "Running"),
+        ("hungry-never", "Failed"),
+    ] {
+        assert_eq!(phase(&cluster, name), expected, "{name}");
+    }
+    let text = described(&cluster, "image-missing");
+    shows(&text, &["Status: Pending", "State: Waiting", "Ready: False", "Normal Pulling"]);
+    for part in [
+        "Pulling image \"localhost:1/no/such/image:1\"",
+        "Failed to pull image \"localhost:1/no/such/image:1\": ",
+        "Error: ErrImagePull",
+        "Back-off pulling image \"localhost:1/no/such/image:1\"",
+        "Error: ImagePullBackOff",
+    ] {
+        assert!(text.contains(part), "{part:?} in\n{text}");
+    }
+    let refused = cluster.kubectl_fails(&["logs", "image-missing"], "");
+    assert!(refused.contains("is waiting to start: trying and failing to pull image"), "{refused}");
+    shows(
+        &described(&cluster, "hungry-never"),
+        &["Status: Failed", "State: Terminated", "Reason: OOMKilled", "Exit Code: 137", "Restart Count: 0"],
+    );
+    let states = cluster.get(&["pod", "hungry-always"])["status"]["containerStatuses"][0].take();
+    let last = &states["lastState"]["terminated"];
+    assert_eq!((&last["reason"], &last["exitCode"]), (&Value::from("OOMKilled"), &Value::from(137)));
+}
+
+#[test]
+fn every_example_is_in_the_readme_and_run_here() {
+    let readme = std::fs::read_to_string(root().join("examples/pods/README.md")).unwrap();
+    let (here, streams) = (include_str!("examples.rs"), include_str!("streams.rs"));
+    for entry in std::fs::read_dir(root().join("examples/pods")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let Some(example) = name.strip_suffix(".yaml") else { continue };
+        assert!(readme.contains(&format!("| `{name}` |")), "{name} is not in the README");
+        let quoted = format!("\"{example}\"");
+        assert!(here.contains(&quoted) || streams.contains(&quoted), "{name} is not run");
+    }
+}
