@@ -2,6 +2,8 @@
 
 mod binding;
 mod defaults;
+#[cfg(test)]
+mod full;
 mod supported;
 mod table;
 pub(super) mod template;
