@@ -353,7 +353,7 @@ async fn ephemeral_containers_come_by_a_path_that_changes_nothing_else() {
     assert_eq!(after["metadata"].get("labels"), None);
     assert_eq!(after["metadata"]["resourceVersion"], seen["metadata"]["resourceVersion"]);
     // As `kubectl debug` sends it, but for the port.
-    let debug = json!({"spec": {
+    let mut debug = json!({"spec": {
         "$setElementOrder/ephemeralContainers": [{"name": "debugger-x"}],
         "ephemeralContainers": [{
             "name": "debugger-x", "image": "busybox", "resources": {}, "stdin": true, "tty": true,
@@ -367,6 +367,26 @@ async fn ephemeral_containers_come_by_a_path_that_changes_nothing_else() {
         ),
         "{refused}"
     );
+    debug["spec"]["ephemeralContainers"][0].as_object_mut().unwrap().shift_remove("ports");
+    let added = admin.patch(&url, "strategic-merge", &debug).await.expect(200);
+    assert_eq!(added["metadata"]["generation"], 2);
+    assert_eq!(
+        added["spec"]["ephemeralContainers"],
+        json!([{
+            "name": "debugger-x", "image": "busybox", "resources": {}, "stdin": true, "tty": true,
+            "terminationMessagePolicy": "File", "targetContainerName": "c", "imagePullPolicy": "Always",
+            "terminationMessagePath": "/dev/termination-log"
+        }])
+    );
+    // The object as it was read before no longer is.
+    let late = admin.put(&url, &seen).await.message(409);
+    assert!(late.contains("the object has been modified"), "{late}");
+    let mut without = added.clone();
+    without["spec"].as_object_mut().unwrap().shift_remove("ephemeralContainers");
+    let refused = admin.put(&url, &without).await.message(422);
+    assert!(refused.contains("existing ephemeral containers \"debugger-x\" may not be removed"), "{refused}");
+    let refused = admin.put(&format!("{PODS}/p"), &without).await.message(422);
+    assert!(refused.contains("pod updates may not change fields other than"), "{refused}");
     admin.post(&url, &seen).await.expect(405);
     let mut with_one = pod("q");
     with_one["spec"]["ephemeralContainers"] = json!([{"name": "e", "image": "i"}]);
