@@ -283,6 +283,9 @@ pub struct Mount {
     pub host_path: PathBuf,
     /// Read-only.
     pub readonly: bool,
+    /// Whatever is mounted below on the host is read-only, too.
+    #[serde(default)]
+    pub recursive_readonly: bool,
     /// Propagation.
     pub propagation: MountPropagation,
 }

@@ -9,6 +9,7 @@ use jiff::SignedDuration;
 
 use crate::logs::pod_log_directory;
 use crate::machine::Machine;
+use crate::volume::VolumeHost;
 
 /// The settings of one node agent. Every path comes from here.
 #[derive(Debug, Clone)]
@@ -28,8 +29,10 @@ pub struct KubeletConfig {
     pub max_pods: u32,
     /// The HTTPS API; without it there are no logs and no exec.
     pub api: Option<KubeletApi>,
-    /// Where each Pod has a directory of its own, for its hosts file and termination messages.
+    /// Where each Pod has a directory of its own, for its volumes, its hosts file and termination messages.
     pub pods_dir: PathBuf,
+    /// On what machine volumes are.
+    pub volume_host: VolumeHost,
     /// Where containers' logs go: `NAMESPACE_NAME_UID/CONTAINER/N.log`.
     pub pod_logs_dir: PathBuf,
     /// Where a link to each container's log goes: `NAME_NAMESPACE_CONTAINER-ID.log`.

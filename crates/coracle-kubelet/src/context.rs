@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Service};
 use tokio::sync::Semaphore;
 
 use crate::KubeletConfig;
+use crate::objects::Objects;
 use crate::pod::containers;
 use crate::pod::inputs::NodeFacts;
 use crate::pod::reasons::PodEvent;
@@ -26,6 +27,8 @@ pub(crate) struct Context {
     /// Pods bound to this node.
     pub(crate) pods: Informer<Pod>,
     pub(crate) services: Informer<Service>,
+    /// ConfigMaps and Secrets that Pods of this node refer to.
+    pub(crate) objects: Objects,
     /// This node's own object.
     pub(crate) nodes: Informer<Node>,
     /// Name of the runtime, the scheme of container ids.

@@ -8,6 +8,8 @@ use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::logs::remove_logs;
+use crate::volume::VolumeHost;
+use crate::volume::tear_down::{remove_tree, remove_volumes};
 
 /// What a text file says; nothing if it cannot be read.
 pub(crate) fn text(path: &Path) -> String {
@@ -76,6 +78,8 @@ pub(crate) struct PodFiles {
     pub(crate) prefix: String,
     pub(crate) logs: PathBuf,
     pub(crate) directory: PathBuf,
+    /// On what machine its volumes are.
+    pub(crate) volume_host: VolumeHost,
 }
 
 impl PodFiles {
@@ -93,6 +97,55 @@ impl PodFiles {
             }
         }
         absent(fs::remove_dir_all(&self.logs))?;
-        absent(fs::remove_dir_all(&self.directory))
+        remove_pod(&self.directory, &self.volume_host)
     }
+}
+
+/// Removes the directory of a Pod, with volumes that are still there.
+fn remove_pod(directory: &Path, volume_host: &VolumeHost) -> io::Result<()> {
+    remove_volumes(directory, volume_host)?;
+    remove_tree(directory)
+}
+
+/// UIDs of the Pods that have a directory.
+pub(crate) fn pods(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut uids: Vec<_> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    uids.sort();
+    uids
+}
+
+/// Removes what is on disk of a Pod of which nothing but its UID is known.
+pub(crate) fn remove_forgotten(
+    uid: &str,
+    pods: &Path,
+    logs: &Path,
+    links: &Path,
+    volume_host: &VolumeHost,
+) -> io::Result<()> {
+    let suffix = format!("_{uid}");
+    for log in fs::read_dir(logs).into_iter().flatten().flatten() {
+        let name = log.file_name().to_string_lossy().into_owned();
+        let mut parts = name.split('_');
+        if let (true, Some(namespace), Some(pod)) = (name.ends_with(&suffix), parts.next(), parts.next()) {
+            let files = PodFiles {
+                links: links.to_owned(),
+                prefix: format!("{pod}_{namespace}_"),
+                logs: log.path(),
+                directory: pods.join(uid),
+                volume_host: volume_host.clone(),
+            };
+            files.remove()?;
+        }
+    }
+    remove_pod(&pods.join(uid), volume_host)
+}
+
+/// Removes the directories of all Pods of a node that is no more, with whatever is mounted there. Doing it again succeeds.
+///
+/// # Errors
+/// Something cannot be unmounted or removed.
+pub fn remove_pod_directories(directory: &Path) -> io::Result<()> {
+    pods(directory).iter().try_for_each(|uid| remove_pod(&directory.join(uid), &VolumeHost::Machine))?;
+    remove_tree(directory)
 }

@@ -1,50 +1,35 @@
 //! The operations: each carries out one decided step and says how it ended. Nothing is chosen here.
 
 use std::borrow::Cow;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_client::{Deletion, ErrorExt as _, ObjectKey, request};
-use coracle_cri::{ContainerId, CriError, Image, ImageSpec, PodSandboxConfig, PodSandboxId};
+use coracle_cri::{ContainerId, CriError, DnsConfig, Image, ImageSpec, PodSandboxConfig, PodSandboxId};
 use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use tracing::{info, warn};
 
+use crate::KubeletConfig;
 use crate::context::Context;
-use crate::disk::{self, ContainerFiles, PodFiles};
+use crate::disk::{self, PodFiles};
 use crate::pod::history::Outcome;
 use crate::pod::inputs::PodInputs;
 use crate::pod::reasons::{self, PodEvent};
 use crate::pod::{StartContainer, containers, image_name};
+use crate::prepare::prepare;
 use crate::spec::container::{ContainerContext, container_config};
-use crate::spec::env::{EnvContext, service_variables};
 use crate::spec::resources::{Qos, container_resources};
-use crate::spec::sandbox::{SandboxContext, fqdn, sandbox_config, short_hostname};
+use crate::spec::sandbox::{SandboxContext, sandbox_config};
 use crate::spec::{LABEL_CONTAINER_NAME, LABEL_POD_NAME, LABEL_POD_NAMESPACE, PodIdentity, files};
 use crate::termination;
 
 // === Sandboxes ===
 
 pub(crate) async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> Outcome {
-    let (config, missing_dns) = make_sandbox_config(&context, &pod, attempt).await;
-    if missing_dns {
-        let policy = spec_of(&pod).dns_policy.unwrap_or_else(|| "ClusterFirst".to_owned());
-        let text = format!(
-            "pod: \"{}\". kubelet does not have ClusterDNS IP configured and cannot create Pod using \"{policy}\" policy. \
-             Falling back to \"Default\" policy.",
-            PodIdentity::of(&pod).full_name()
-        );
-        context.report(&pod, &PodEvent::pod_warning("MissingClusterDNS", text));
-    }
-    let logs = config.log_directory.clone();
-    let result = match context.clock.blocking(move || std::fs::create_dir_all(logs)).await {
-        Ok(()) => context.runtime.run_pod_sandbox(&config).await.map_err(|e| e.to_string()),
-        Err(why) => Err(format!("cannot make the log directory {}: {why}", config.log_directory.display())),
-    };
-    match result {
-        Ok(_) => Outcome::SandboxCreated,
+    match try_create_sandbox(&context, &pod, attempt).await {
+        Ok(()) => Outcome::SandboxCreated,
         Err(why) => {
             let text = format!("Failed to create pod sandbox: {why}");
             context.report(&pod, &PodEvent::pod_warning("FailedCreatePodSandBox", text));
@@ -53,15 +38,45 @@ pub(crate) async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt
     }
 }
 
-async fn make_sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> (PodSandboxConfig, bool) {
+async fn try_create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), String> {
+    let dns = pod_dns(context, pod).await;
+    if dns.missing_cluster_dns {
+        let text = format!(
+            "pod: \"{}\". kubelet does not have ClusterDNS IP configured and cannot create Pod using \"ClusterFirst\" \
+             policy. Falling back to \"Default\" policy.",
+            PodIdentity::of(pod).full_name()
+        );
+        context.report(pod, &PodEvent::pod_warning("MissingClusterDNS", text));
+    }
+    for text in &dns.cut {
+        context.report(pod, &PodEvent::pod_warning("DNSConfigForming", text.clone()));
+    }
+    let config = make_sandbox_config(context, pod, attempt, dns.config)?;
+    let logs = config.log_directory.clone();
+    let made = context.clock.blocking(move || std::fs::create_dir_all(logs)).await;
+    made.map_err(|why| format!("cannot make the log directory {}: {why}", config.log_directory.display()))?;
+    context.runtime.run_pod_sandbox(&config).await.map_err(|why| why.to_string())?;
+    Ok(())
+}
+
+async fn pod_dns(context: &Context, pod: &Pod) -> files::PodDns {
+    let config = &context.config;
+    let resolv_conf = config.resolv_conf.clone();
+    let node = context.clock.blocking(move || disk::text(&resolv_conf)).await;
+    let cluster = files::ClusterDns { servers: &config.cluster_dns, domain: &config.cluster_domain };
+    let namespace = PodIdentity::of(pod).namespace;
+    files::pod_dns(&spec_of(pod), &namespace, &files::parse_resolv_conf(&node), cluster)
+}
+
+fn make_sandbox_config(
+    context: &Context,
+    pod: &Pod,
+    attempt: u32,
+    dns: DnsConfig,
+) -> Result<PodSandboxConfig, String> {
     let config = &context.config;
     let identity = PodIdentity::of(pod);
     let spec = spec_of(pod);
-    let resolv_conf = config.resolv_conf.clone();
-    let node_dns = context.clock.blocking(move || disk::text(&resolv_conf)).await;
-    let cluster = files::ClusterDns { servers: &config.cluster_dns, domain: &config.cluster_domain };
-    let node_dns = files::parse_resolv_conf(&node_dns);
-    let (dns, missing) = files::pod_dns(&spec, &identity.namespace, &node_dns, cluster);
     let sandbox = SandboxContext {
         attempt,
         node_hostname: config.hostname.clone(),
@@ -72,7 +87,7 @@ async fn make_sandbox_config(context: &Context, pod: &Pod, attempt: u32) -> (Pod
         qos: qos(pod),
         node_pids: config.machine.pids,
     };
-    (sandbox_config(pod, &spec, &sandbox), missing)
+    sandbox_config(pod, &spec, &sandbox)
 }
 
 pub(crate) async fn stop_sandbox(context: Arc<Context>, pod: Arc<Pod>, id: PodSandboxId) -> Outcome {
@@ -195,25 +210,19 @@ async fn try_start(
     let sandbox_config = {
         let attempt = context.runtime.pod_sandbox_status(&start.sandbox).await;
         let attempt = attempt.map_or(0, |status| status.sandbox.metadata.attempt);
-        make_sandbox_config(context, pod, attempt).await.0
+        let dns = pod_dns(context, pod).await.config;
+        make_sandbox_config(context, pod, attempt, dns).map_err(config_error)?
     };
-    let prepared = prepare_files(context, pod, pod_ips, start, &sandbox_config.log_directory);
-    let (hosts_file, termination_file) = prepared.await.map_err(|why| config_error(why.to_string()))?;
+    let prepared = prepare(context, pod, pod_ips, container, start, &sandbox_config.log_directory);
+    let prepared = prepared.await.map_err(config_error)?;
     let spec = spec_of(pod);
-    let host_ips: Vec<_> = context.config.node_ips.iter().map(ToString::to_string).collect();
-    let services = context.services.list();
     let container_context = ContainerContext {
-        env: EnvContext {
-            pod,
-            node_name: &context.config.node_name,
-            host_ips: &host_ips,
-            pod_ips,
-            services: service_variables(pod, services.iter().map(AsRef::as_ref)),
-        },
+        envs: &prepared.envs,
+        volume_mounts: &prepared.volume_mounts,
         image: &image,
         resources: container_resources(&spec, container, qos(pod), context.config.machine.memory_bytes),
-        hosts_file,
-        termination_file,
+        hosts_file: prepared.hosts_file,
+        termination_file: prepared.termination_file,
     };
     let config = container_config(pod, container, start, &container_context).map_err(config_error)?;
     let id = context
@@ -245,38 +254,6 @@ async fn resolve_image(
         }
     }
     Err((reasons::IMAGE_INSPECT_ERROR, format!("Failed to inspect image \"{named}\": no such image")))
-}
-
-/// Makes what the container will find mounted: the Pod's hosts file and an empty termination message file.
-async fn prepare_files(
-    context: &Context,
-    pod: &Pod,
-    pod_ips: &[String],
-    start: &StartContainer,
-    log_directory: &Path,
-) -> io::Result<(PathBuf, PathBuf)> {
-    let directory = pod_dir(context, &PodIdentity::of(pod));
-    let own = directory.join("containers").join(&start.container);
-    let spec = spec_of(pod);
-    let aliases = spec.host_aliases.as_deref().unwrap_or_default();
-    let hosts = if spec.host_network == Some(true) {
-        let node_file = context.config.hosts_file.clone();
-        let node_file = context.clock.blocking(move || disk::text(&node_file)).await;
-        files::host_network_hosts(&node_file, aliases)
-    } else {
-        let full = fqdn(pod, &spec, &context.config.cluster_domain);
-        files::hosts(pod_ips, &short_hostname(pod, &spec), full.as_deref(), aliases)
-    };
-    let hosts_file = directory.join("etc-hosts");
-    let termination_file = own.join(format!("{}-termination-log", start.attempt));
-    let made = ContainerFiles {
-        log_directory: log_directory.join(&start.container),
-        hosts_file: hosts_file.clone(),
-        hosts,
-        termination_file: termination_file.clone(),
-    };
-    context.clock.blocking(move || made.make()).await?;
-    Ok((hosts_file, termination_file))
 }
 
 async fn link_log(context: &Context, pod: &Pod, container: &str, id: &ContainerId, log: PathBuf) {
@@ -348,6 +325,7 @@ pub(crate) async fn clean_up(context: Arc<Context>, pod: PodIdentity) -> Outcome
         prefix: format!("{}_{}_", pod.name, pod.namespace),
         logs,
         directory: pod_dir(&context, &pod),
+        volume_host: context.config.volume_host.clone(),
     };
     match context.clock.blocking(move || files.remove()).await {
         Ok(()) => Outcome::CleanedUp,
@@ -382,6 +360,20 @@ pub(crate) async fn remove_orphan(context: Arc<Context>, sandbox: coracle_cri::P
         return;
     }
     clean_up(context, pod).await;
+}
+
+/// Removes what is on the disk of a Pod of which nothing else is left.
+pub(crate) async fn remove_forgotten(context: Arc<Context>, uid: String) {
+    info!(uid, "removing what is left of a pod that no longer exists");
+    let config = context.config.clone();
+    let name = uid.clone();
+    let remove = move || {
+        let KubeletConfig { pods_dir, pod_logs_dir, container_logs_dir, volume_host, .. } = &config;
+        disk::remove_forgotten(&name, pods_dir, pod_logs_dir, container_logs_dir, volume_host)
+    };
+    if let Err(why) = context.clock.blocking(remove).await {
+        warn!(uid, error = %why, "cannot remove what is left of a pod");
+    }
 }
 
 // === Helpers ===

@@ -22,12 +22,13 @@ use tracing::{error, info, warn};
 
 use crate::admission::{admit, has_ended};
 use crate::context::Context;
+use crate::objects::Objects;
 use crate::pod::inputs::{Eviction, Rejection};
 use crate::pod::reasons;
 use crate::preemption::{self, Admission};
 use crate::server::{KubeletServer, PodSource, ServerConfig};
 use crate::worker::{Worker, WorkerHandle};
-use crate::{KubeletApi, KubeletConfig, execute, node};
+use crate::{KubeletApi, KubeletConfig, disk, execute, node};
 
 /// Everything is looked at anew this often, should a hint have been lost.
 const RESYNC: Duration = Duration::from_secs(600);
@@ -132,6 +133,7 @@ impl Kubelet {
             Informer::start(client.clone(), by_field("metadata.name"), clock.clone(), rng.fork("nodes"));
         let services =
             Informer::start(client.clone(), ListOptions::default(), clock.clone(), rng.fork("services"));
+        let objects = Objects::new(&client, &clock, &mut rng);
         let context = Arc::new(Context {
             config,
             client,
@@ -141,6 +143,7 @@ impl Kubelet {
             recorder,
             pods,
             services,
+            objects,
             nodes,
             runtime_name: version.runtime_name,
             network: watch::channel(Err("the network has not been looked at yet".to_owned())).0,
@@ -448,6 +451,16 @@ impl NodeCore {
         };
         let known: BTreeSet<String> =
             self.context.pods.list().iter().map(|pod| uid_of(&**pod).to_owned()).collect();
+        let pods_dir = self.context.config.pods_dir.clone();
+        let on_disk = self.context.clock.blocking(move || disk::pods(&pods_dir)).await;
+        for uid in on_disk {
+            let runs = sandboxes.iter().any(|sandbox| sandbox.metadata.uid == uid);
+            if !runs && !known.contains(&uid) && !self.workers.contains_key(&uid) {
+                let (context, clock) = (self.context.clone(), self.context.clock.clone());
+                let work = execute::remove_forgotten(context, uid.clone());
+                self.running.spawn(supervised(uid, clock, work));
+            }
+        }
         for sandbox in sandboxes {
             let uid = &sandbox.metadata.uid;
             if !known.contains(uid) && !self.workers.contains_key(uid) {

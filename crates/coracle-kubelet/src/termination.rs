@@ -103,6 +103,7 @@ mod tests {
                 container_path: TERMINATION_MESSAGE_PATH.into(),
                 host_path: host_path.clone(),
                 readonly: false,
+                recursive_readonly: false,
                 propagation: MountPropagation::Private,
             }],
             user: None,

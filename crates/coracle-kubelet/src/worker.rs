@@ -4,13 +4,15 @@
 //! holds no truth but the memory of past attempts ([`History`]) and the work in flight; everything else is looked
 //! up anew in each turn. A turn that panics is reported, and tried again after a pause.
 
+mod gather;
+
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use coracle_client::{ErrorExt as _, ObjectKey, request, revision_of, uid_of};
-use coracle_cri::{ContainerFilter, ContainerId, ContainerState, CriResult, ImageSpec, PodSandboxFilter};
+use coracle_cri::{ContainerId, CriResult};
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -21,12 +23,12 @@ use tracing::{debug, error, info, warn};
 use crate::context::Context;
 use crate::execute;
 use crate::pod::history::{History, Outcome};
-use crate::pod::inputs::{Eviction, ImagePresence, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
+use crate::pod::inputs::{Eviction, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
 use crate::pod::reasons::PodEvent;
-use crate::pod::volumes::VolumesState;
-use crate::pod::{self, PodAction, PodPlan, Publication, containers, image_name};
-use crate::spec::{LABEL_POD_UID, PodIdentity};
-use crate::termination;
+use crate::pod::{self, PodAction, PodPlan, Publication};
+use crate::spec::PodIdentity;
+use crate::volume::memory::Memory;
+use crate::volume::set_up;
 
 /// Outcomes that may wait for the worker: more than operations it can have in flight.
 const OUTCOMES: usize = 64;
@@ -77,6 +79,11 @@ pub(crate) struct Worker {
     operations: BTreeMap<OperationKey, InFlight>,
     write: WriteState,
     termination_messages: BTreeMap<ContainerId, String>,
+    volumes: Memory,
+    /// The state of the sources of each volume, as this turn sees it.
+    volume_versions: BTreeMap<String, String>,
+    /// The generation of the Pod whose references are followed.
+    followed: Option<i64>,
     wake: Arc<Notify>,
     outcomes: mpsc::Receiver<Done>,
     done: mpsc::Sender<Done>,
@@ -113,6 +120,7 @@ struct WriteState {
 
 impl Drop for Worker {
     fn drop(&mut self) {
+        self.context.objects.forget(&self.identity.uid);
         for operation in self.operations.values() {
             operation.task.abort();
         }
@@ -140,6 +148,9 @@ impl Worker {
             operations: BTreeMap::new(),
             write: WriteState::default(),
             termination_messages: BTreeMap::new(),
+            volumes: Memory::default(),
+            volume_versions: BTreeMap::new(),
+            followed: None,
             wake: Arc::new(Notify::new()),
             outcomes,
             done,
@@ -254,93 +265,6 @@ impl Worker {
         }
     }
 
-    // === Inputs ===
-
-    async fn gather(&mut self) -> CriResult<PodInputs> {
-        let runtime = &self.context.runtime;
-        let labels = BTreeMap::from([(LABEL_POD_UID.to_owned(), self.identity.uid.clone())]);
-        let mut sandboxes = Vec::new();
-        let filter = PodSandboxFilter { labels: labels.clone(), ..PodSandboxFilter::default() };
-        for sandbox in runtime.list_pod_sandboxes(&filter).await? {
-            // One that has gone since the listing is not there.
-            if let Some(status) = found(runtime.pod_sandbox_status(&sandbox.id).await)? {
-                sandboxes.push(status);
-            }
-        }
-        sandboxes.sort_by_key(|s| std::cmp::Reverse((s.sandbox.metadata.attempt, s.sandbox.created_at)));
-        let mut containers = Vec::new();
-        for container in
-            runtime.list_containers(&ContainerFilter { labels, ..ContainerFilter::default() }).await?
-        {
-            if let Some(status) = found(runtime.container_status(&container.id).await)? {
-                containers.push(status);
-            }
-        }
-        self.read_termination_messages(&containers).await;
-        let mut inputs = PodInputs {
-            pod: self.pod.clone(),
-            object_gone: self.object_gone,
-            now: self.context.clock.now(),
-            node: self.context.facts(),
-            lifecycle: self.lifecycle.clone(),
-            rejection: self.rejection.clone(),
-            eviction: self.eviction.get().cloned(),
-            sandboxes,
-            containers,
-            termination_messages: self.termination_messages.clone(),
-            probes: BTreeMap::new(),
-            images: BTreeMap::new(),
-            volumes: VolumesState::default(),
-            operations: self.operations_in_flight(),
-            history: self.history.clone(),
-            previous_status: self.previous_status.clone(),
-            published: self.pod.status.clone().unwrap_or_default(),
-        };
-        inputs.images = self.gather_images(&inputs).await;
-        Ok(inputs)
-    }
-
-    /// Asks about the images of containers that may be about to start.
-    async fn gather_images(&self, inputs: &PodInputs) -> BTreeMap<String, ImagePresence> {
-        let mut images = BTreeMap::new();
-        if self.lifecycle != Lifecycle::Syncing || inputs.ready_sandbox().is_none() {
-            return images;
-        }
-        for member in containers::all(inputs.spec()) {
-            let container = &member.container;
-            let alive = inputs.instances(&container.name).first().is_some_and(|newest| {
-                matches!(newest.container.state, ContainerState::Running | ContainerState::Unknown)
-            });
-            let wanted = container.image.as_deref().unwrap_or_default();
-            if let (false, Ok(image)) = (alive, image_name::with_default_tag(wanted)) {
-                let presence = match self.context.images.image_status(&ImageSpec { image }).await {
-                    Ok(Some(image)) => ImagePresence::Present(image),
-                    Ok(None) => ImagePresence::Absent,
-                    Err(why) => ImagePresence::InspectFailed(why.to_string()),
-                };
-                images.insert(container.name.clone(), presence);
-            }
-        }
-        images
-    }
-
-    /// Reads each message once: the file does not change any more when its container has ended.
-    async fn read_termination_messages(&mut self, containers: &[coracle_cri::ContainerStatus]) {
-        for status in containers.iter().filter(|c| c.container.state == ContainerState::Exited) {
-            let id = &status.container.id;
-            if !self.termination_messages.contains_key(id) {
-                let Context { clock, config, .. } = &*self.context;
-                let message = termination::read_message(clock, &config.pod_logs_dir, &self.pod, status).await;
-                self.termination_messages.insert(id.clone(), message);
-            }
-        }
-        self.termination_messages.retain(|id, _| containers.iter().any(|c| c.container.id == *id));
-    }
-
-    fn operations_in_flight(&self) -> BTreeMap<OperationKey, Operation> {
-        self.operations.iter().map(|(key, in_flight)| (key.clone(), in_flight.operation)).collect()
-    }
-
     // === Actions ===
 
     /// Carries out one action. True if it changed what the core looks at, so that it must be asked again.
@@ -422,11 +346,13 @@ impl Worker {
                 context.report(&pod, &event);
             }
             PodAction::MountVolumes => {
-                let done = async { Outcome::VolumesSetUp(Box::default()) };
-                self.spawn(OperationKey::MountVolumes, None, done);
+                let due = self.volumes.begin(&self.volume_versions, inputs.now);
+                let work = set_up::set_up(context, pod, self.volumes.shared.clone(), due);
+                self.spawn(OperationKey::MountVolumes, None, work);
             }
             PodAction::UnmountVolumes => {
-                self.spawn(OperationKey::UnmountVolumes, None, async { Outcome::TeardownDone });
+                let work = set_up::take_down(context, self.identity.clone(), self.volumes.shared.clone());
+                self.spawn(OperationKey::UnmountVolumes, None, work);
             }
             PodAction::DeletePod => {
                 self.spawn(
@@ -474,6 +400,13 @@ impl Worker {
                 if self.operations.get(&key).is_some_and(|in_flight| in_flight.turn == done.turn) {
                     debug!(pod = %self.key, ?outcome, "outcome");
                     self.operations.remove(&key);
+                    match (&key, &outcome) {
+                        (_, Outcome::VolumesSetUp(round)) => self.volumes.note(round, now),
+                        (OperationKey::UnmountVolumes, Outcome::TeardownDone) => {
+                            self.volumes.present = Some(false);
+                        }
+                        _ => {}
+                    }
                     self.history.apply(&outcome, now);
                 }
             }
@@ -561,14 +494,6 @@ fn after_panic(key: &OperationKey) -> Outcome {
         | OperationKey::RemoveContainer(_)
         | OperationKey::UnmountVolumes
         | OperationKey::CleanUp => Outcome::TeardownFailed,
-    }
-}
-
-fn found<T>(result: CriResult<T>) -> CriResult<Option<T>> {
-    match result {
-        Ok(found) => Ok(Some(found)),
-        Err(coracle_cri::CriError::NotFound(_)) => Ok(None),
-        Err(other) => Err(other),
     }
 }
 

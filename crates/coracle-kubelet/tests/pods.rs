@@ -4,6 +4,8 @@
 
 mod cluster;
 mod lifecycle;
+#[path = "pods/volumes.rs"]
+mod volumes;
 
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use coracle_apiserver::auth::UserInfo;
 use coracle_client::in_process;
 use coracle_clock::{Clock, Rng};
 use coracle_cri::scripted::{ImageScript, OnStop, RunScript, ScriptedRuntime};
-use coracle_kubelet::{Kubelet, KubeletConfig, Machine};
+use coracle_kubelet::{Kubelet, KubeletConfig, Machine, VolumeHost};
 use serde::Deserialize;
 use tokio::task::JoinHandle;
 
@@ -125,6 +125,7 @@ impl SimNode {
             max_pods: *max_pods,
             api: None,
             pods_dir: self.directory.join("pods"),
+            volume_host: VolumeHost::Below(self.directory.join("host")),
             pod_logs_dir: self.directory.join("logs/pods"),
             container_logs_dir: self.directory.join("logs/containers"),
             cgroup_root: String::new(),

@@ -39,7 +39,6 @@ const LONG: &[(&str, usize)] = &[
     ("coracle-apiserver/src/pki.rs", 550),
     ("coracle-apiserver/src/server.rs", 550),
     ("coracle-cri/src/runtime.rs", 600),
-    ("coracle-kubelet/src/pod/plan.rs", 800),
     ("coracle-kubelet/src/worker.rs", 600),
     ("coracle-runtime/src/engine/container.rs", 600),
     ("coracle-runtime/src/engine/spec.rs", 550),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, Pod};
+use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, Pod};
 
 use super::policy::Verdict;
 use super::reconcile::Birth;
@@ -67,7 +67,7 @@ pub(super) fn mark(pod: &mut Pod, job: &str, birth: &Birth) {
     pod.metadata.generate_name = Some(format!("{job}-{index}-"));
     pod.metadata.labels.get_or_insert_default().insert(INDEX.to_owned(), text.clone());
     let annotations = pod.metadata.annotations.get_or_insert_default();
-    annotations.insert(INDEX.to_owned(), text.clone());
+    annotations.insert(INDEX.to_owned(), text);
     if let Some((counted, ignored)) = birth.failures {
         annotations.insert(FAILURES.to_owned(), counted.to_string());
         if ignored > 0 {
@@ -81,7 +81,13 @@ pub(super) fn mark(pod: &mut Pod, job: &str, birth: &Birth) {
         if variables.iter().all(|variable| variable.name != VARIABLE) {
             variables.push(EnvVar {
                 name: VARIABLE.to_owned(),
-                value: Some(text.clone()),
+                value_from: Some(EnvVarSource {
+                    field_ref: Some(ObjectFieldSelector {
+                        field_path: format!("metadata.labels['{INDEX}']"),
+                        ..ObjectFieldSelector::default()
+                    }),
+                    ..EnvVarSource::default()
+                }),
                 ..EnvVar::default()
             });
         }

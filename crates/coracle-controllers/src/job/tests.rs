@@ -260,7 +260,10 @@ fn indexes_are_run_once_each() {
     let spec = second.spec.as_ref().unwrap();
     assert_eq!(spec.hostname.as_deref(), Some("j-1"));
     let variable = &spec.containers[0].env.as_ref().unwrap()[0];
-    assert_eq!((variable.name.as_str(), variable.value.as_deref()), ("JOB_COMPLETION_INDEX", Some("1")));
+    assert_eq!((variable.name.as_str(), variable.value.as_deref()), ("JOB_COMPLETION_INDEX", None));
+    let field = variable.value_from.as_ref().unwrap().field_ref.as_ref().unwrap();
+    assert_eq!(field.field_path, "metadata.labels['batch.kubernetes.io/job-completion-index']");
+    assert_eq!(second.metadata.labels.as_ref().unwrap()["batch.kubernetes.io/job-completion-index"], "1");
     world.end("p1", 0);
     world.end("p3", 0);
     world.settle();

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     ContainerEvent, ContainerEventKind, ContainerId, ContainerState, ContainerStatus, CriError, CriResult,
-    Image, PodSandboxId, PodSandboxState, PodSandboxStatus,
+    EnvVar, Image, PodSandboxId, PodSandboxState, PodSandboxStatus,
 };
 pub use script::{ANNOTATION, Answer, Exit, ImageScript, Line, Memory, OnStop, RunScript, Trouble};
 
@@ -101,6 +101,7 @@ struct Run {
     status: ContainerStatus,
     pod: (String, String),
     pod_uid: String,
+    envs: Vec<EnvVar>,
     script: RunScript,
     /// When it started, by the measuring clock.
     since: Duration,
@@ -198,6 +199,15 @@ impl ScriptedRuntime {
     #[must_use]
     pub fn calls(&self) -> Vec<String> {
         self.state().calls.clone()
+    }
+
+    /// The variables of the newest container of this name.
+    #[must_use]
+    pub fn environment(&self, container: &str) -> Vec<EnvVar> {
+        let state = self.state();
+        let named = state.containers.values().filter(|run| run.status.container.name == container);
+        let newest = named.max_by_key(|run| (run.status.container.created_at, run.status.container.attempt));
+        newest.map(|run| run.envs.clone()).unwrap_or_default()
     }
 
     /// The range of addresses it has been given.

@@ -201,6 +201,7 @@ impl RuntimeService for ScriptedRuntime {
             status,
             pod,
             pod_uid: uid.clone(),
+            envs: config.envs.clone(),
             script: run,
             since,
             ended,

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use coracle_cri::{
-    ContainerConfig, Image, ImageSpec, LinuxContainerResources, Mount, MountPropagation, NamespaceMode,
-    SecurityContext,
+    ContainerConfig, EnvVar, Image, ImageSpec, LinuxContainerResources, Mount, MountPropagation,
+    NamespaceMode, SecurityContext,
 };
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 
-use super::env::{self, EnvContext};
+use super::env;
 use super::sandbox::namespaces;
 use super::{ANNOTATION_GRACE, ANNOTATION_RESTART_COUNT, LABEL_CONTAINER_NAME, PodIdentity};
 use crate::logs::container_log_path;
@@ -21,8 +21,10 @@ pub const TERMINATION_MESSAGE_PATH: &str = "/dev/termination-log";
 /// What the node adds to the container's spec.
 #[derive(Debug, Clone)]
 pub struct ContainerContext<'a> {
-    /// What its variables may refer to.
-    pub env: EnvContext<'a>,
+    /// Its variables.
+    pub envs: &'a [EnvVar],
+    /// What it finds mounted of volumes.
+    pub volume_mounts: &'a [Mount],
     /// The image it runs.
     pub image: &'a Image,
     /// Its limits.
@@ -51,8 +53,7 @@ pub fn container_config(
         security_context.namespaces.pid = NamespaceMode::Target(target.clone());
     }
     check_non_root(spec, container, &security_context, context.image, &identity)?;
-    let envs = env::environment(container, &context.env)?;
-    let value_of = |name: &str| envs.iter().find(|v| v.key == name).map(|v| v.value.as_str());
+    let value_of = |name: &str| context.envs.iter().find(|v| v.key == name).map(|v| v.value.as_str());
     let expand = |texts: &Option<Vec<String>>| -> Vec<String> {
         texts.iter().flatten().map(|text| env::expand(text, value_of)).collect()
     };
@@ -81,7 +82,7 @@ pub fn container_config(
         args,
         working_dir: container.working_dir.clone().unwrap_or_default(),
         mounts: mounts(container, context),
-        envs,
+        envs: context.envs.to_vec(),
         labels,
         annotations,
         log_path: container_log_path(&container.name, start.attempt),
@@ -115,10 +116,11 @@ fn mounts(container: &Container, context: &ContainerContext<'_>) -> Vec<Mount> {
         container_path: PathBuf::from(container_path),
         host_path: host_path.clone(),
         readonly: false,
+        recursive_readonly: false,
         propagation: MountPropagation::Private,
     };
     let message_path = container.termination_message_path.as_deref().unwrap_or(TERMINATION_MESSAGE_PATH);
-    let mut mounts = Vec::new();
+    let mut mounts = context.volume_mounts.to_vec();
     if !container.volume_mounts.iter().flatten().any(|m| m.mount_path == "/etc/hosts") {
         mounts.push(bind("/etc/hosts", &context.hosts_file));
     }
@@ -212,13 +214,8 @@ mod tests {
             target: None,
         };
         let context = ContainerContext {
-            env: EnvContext {
-                pod: &pod,
-                node_name: "n",
-                host_ips: &[],
-                pod_ips: &[],
-                services: Default::default(),
-            },
+            envs: &[EnvVar { key: "A".into(), value: "1".into() }],
+            volume_mounts: &[],
             image,
             resources: LinuxContainerResources::default(),
             hosts_file: "/pods/u/etc-hosts".into(),
@@ -237,7 +234,7 @@ mod tests {
         };
         let container = json!({
             "name": "c", "image": "busybox", "command": ["sh", "-c", "echo $(A) $$(A)"], "args": ["$(A)"],
-            "env": [{"name": "A", "value": "1"}], "workingDir": "/w", "tty": true,
+            "workingDir": "/w", "tty": true,
             "securityContext": {"runAsUser": 5, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                 "capabilities": {"add": ["NET_ADMIN"], "drop": ["CAP_CHOWN"]}},
         });

@@ -1,13 +1,20 @@
-//! The environment of a container: `env` in order, `$(NAME)` expanded, service variables for names not set.
+//! The environment of a container: `envFrom` in order, then `env` in order with `$(NAME)` expanded, then service
+//! variables for names that are not set.
 
 use std::collections::BTreeMap;
 
 use coracle_cri::EnvVar;
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, EnvFromSource, EnvVarSource, Pod, PodSpec, Secret};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use super::fields::{metadata_field, resource_field};
+use crate::objects::{Referable, not_found};
+use crate::volume::env_file;
+use crate::volume::payload::Found;
 
 /// Replaces each `$(NAME)` that `value_of` knows; `$$` is a literal `$`, anything else stays as it is.
 #[must_use]
-pub fn expand<'a>(text: &str, value_of: impl Fn(&str) -> Option<&'a str>) -> String {
+pub(crate) fn expand<'a>(text: &str, value_of: impl Fn(&str) -> Option<&'a str>) -> String {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(dollar) = rest.find('$') {
@@ -30,79 +37,211 @@ pub fn expand<'a>(text: &str, value_of: impl Fn(&str) -> Option<&'a str>) -> Str
     expanded
 }
 
-/// What variables of a container may refer to.
-#[derive(Debug, Clone)]
-pub struct EnvContext<'a> {
-    /// The Pod.
-    pub pod: &'a Pod,
-    /// Name of the node.
-    pub node_name: &'a str,
-    /// Addresses of the node.
-    pub host_ips: &'a [String],
-    /// Addresses of the Pod.
-    pub pod_ips: &'a [String],
-    /// Service variables.
-    pub services: BTreeMap<String, String>,
+/// The same, but a name that is not known is an error.
+///
+/// # Errors
+/// The first such name, in upstream's words.
+pub(crate) fn expand_known<'a>(
+    text: &str,
+    value_of: impl Fn(&str) -> Option<&'a str>,
+) -> Result<String, String> {
+    let missing = std::cell::RefCell::new(None);
+    let expanded = expand(text, |name| {
+        let value = value_of(name);
+        if value.is_none() {
+            missing.borrow_mut().get_or_insert_with(|| name.to_owned());
+        }
+        value
+    });
+    match missing.into_inner() {
+        Some(name) => Err(format!("missing value for \"{name}\"")),
+        None => Ok(expanded),
+    }
 }
 
-/// The environment, in the order of `env`, then the service variables that it does not set.
+/// What variables of a container may refer to.
+#[derive(Debug)]
+pub(crate) struct EnvContext<'a> {
+    /// The Pod.
+    pub(crate) pod: &'a Pod,
+    /// Name of the node.
+    pub(crate) node_name: &'a str,
+    /// Addresses of the node.
+    pub(crate) host_ips: &'a [String],
+    /// Addresses of the Pod.
+    pub(crate) pod_ips: &'a [String],
+    /// Service variables.
+    pub(crate) services: BTreeMap<String, String>,
+    /// The ConfigMaps that the container refers to.
+    pub(crate) config_maps: BTreeMap<String, Found<ConfigMap>>,
+    /// The Secrets that the container refers to.
+    pub(crate) secrets: BTreeMap<String, Found<Secret>>,
+    /// Files with variables: volume and path to text, or why there is none.
+    pub(crate) files: BTreeMap<(String, String), Result<String, String>>,
+    /// What the node has for Pods.
+    pub(crate) allocatable: BTreeMap<String, Quantity>,
+}
+
+/// The variables of a container, each once, and what was left out: texts of events.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Environment {
+    pub(crate) variables: Vec<EnvVar>,
+    pub(crate) skipped: Vec<String>,
+}
+
+impl Environment {
+    fn set(&mut self, key: &str, value: String) {
+        match self.variables.iter_mut().find(|earlier| earlier.key == key) {
+            Some(earlier) => earlier.value = value,
+            None => self.variables.push(EnvVar { key: key.to_owned(), value }),
+        }
+    }
+
+    fn value_of(&self, key: &str) -> Option<&str> {
+        self.variables.iter().find(|variable| variable.key == key).map(|variable| variable.value.as_str())
+    }
+
+    /// Takes over everything that a ConfigMap or Secret holds.
+    fn import<'a>(
+        &mut self,
+        prefix: &str,
+        source: &str,
+        entries: impl Iterator<Item = (&'a String, String)>,
+    ) {
+        let mut invalid = Vec::new();
+        for (key, value) in entries {
+            let key = format!("{prefix}{key}");
+            if is_name(&key) { self.set(&key, value) } else { invalid.push(key) }
+        }
+        if !invalid.is_empty() {
+            invalid.sort();
+            self.skipped.push(format!(
+                "Keys [{}] from the EnvFrom {source} were skipped since they are considered invalid environment variable names.",
+                invalid.join(", ")
+            ));
+        }
+    }
+}
+
+/// Printable characters but `=`.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| (0x20..0x7f).contains(&byte) && byte != b'=')
+}
+
+/// The environment of a container.
 ///
 /// # Errors
 /// The waiting message of `CreateContainerConfigError`.
-pub fn environment(container: &Container, context: &EnvContext<'_>) -> Result<Vec<EnvVar>, String> {
-    if container.env_from.as_ref().is_some_and(|sources| !sources.is_empty()) {
-        return Err("envFrom is not supported by this node".to_owned());
+pub(crate) fn environment(container: &Container, context: &EnvContext<'_>) -> Result<Environment, String> {
+    let mut made = Environment::default();
+    for source in container.env_from.iter().flatten() {
+        import(source, context, &mut made)?;
     }
-    let mut known: BTreeMap<&str, String> = BTreeMap::new();
-    let mut ordered: Vec<EnvVar> = Vec::new();
     for variable in container.env.iter().flatten() {
+        let literal = variable.value.as_deref().unwrap_or_default();
         let value = match &variable.value_from {
-            Some(source) => from_source(source, context)?,
-            None => expand(variable.value.as_deref().unwrap_or_default(), |name| {
-                known.get(name).or_else(|| context.services.get(name)).map(String::as_str)
+            Some(source) if literal.is_empty() => match from_source(source, container, context)? {
+                Some(value) => value,
+                None => continue,
+            },
+            _ => expand(literal, |name| {
+                made.value_of(name).or_else(|| context.services.get(name).map(String::as_str))
             }),
         };
-        match ordered.iter_mut().find(|earlier| earlier.key == variable.name) {
-            Some(earlier) => earlier.value.clone_from(&value),
-            None => ordered.push(EnvVar { key: variable.name.clone(), value: value.clone() }),
-        }
-        known.insert(&variable.name, value);
+        made.set(&variable.name, value);
     }
     for (key, value) in &context.services {
-        if !known.contains_key(key.as_str()) {
-            ordered.push(EnvVar { key: key.clone(), value: value.clone() });
+        if made.value_of(key).is_none() {
+            made.set(key, value.clone());
         }
     }
-    Ok(ordered)
+    Ok(made)
 }
 
-fn from_source(source: &EnvVarSource, context: &EnvContext<'_>) -> Result<String, String> {
-    let Some(field) = &source.field_ref else {
-        return Err("this source of an environment variable is not supported by this node".to_owned());
+fn import(source: &EnvFromSource, context: &EnvContext<'_>, made: &mut Environment) -> Result<(), String> {
+    let namespace = context.pod.metadata.namespace.as_deref().unwrap_or_default();
+    let prefix = source.prefix.as_deref().unwrap_or_default();
+    if let Some(all) = &source.config_map_ref {
+        if let Some(map) = found(&context.config_maps, &all.name, all.optional == Some(true))? {
+            let entries = map.data.iter().flatten().map(|(key, value)| (key, value.clone()));
+            made.import(prefix, &format!("configMap {namespace}/{}", all.name), entries);
+        }
+    } else if let Some(all) = &source.secret_ref
+        && let Some(secret) = found(&context.secrets, &all.name, all.optional == Some(true))?
+    {
+        let text = |data: &[u8]| String::from_utf8_lossy(data).into_owned();
+        let entries = secret.data.iter().flatten().map(|(key, value)| (key, text(&value.0)));
+        made.import(prefix, &format!("secret {namespace}/{}", all.name), entries);
+    }
+    Ok(())
+}
+
+fn found<'a, T: Referable>(
+    all: &'a BTreeMap<String, Found<T>>,
+    name: &str,
+    optional: bool,
+) -> Result<Option<&'a T>, String> {
+    match all.get(name) {
+        Some(Ok(Some(object))) => Ok(Some(object)),
+        Some(Err(why)) => Err(why.clone()),
+        Some(Ok(None)) | None if optional => Ok(None),
+        Some(Ok(None)) | None => Err(not_found::<T>(name)),
+    }
+}
+
+/// The value; `None` if the variable is not set at all.
+fn from_source(
+    source: &EnvVarSource,
+    container: &Container,
+    context: &EnvContext<'_>,
+) -> Result<Option<String>, String> {
+    let namespace = context.pod.metadata.namespace.as_deref().unwrap_or_default();
+    let missing = |key: &str, kind: &str, name: &str| {
+        Err(format!("couldn't find key {key} in {kind} {namespace}/{name}"))
     };
-    field_value(&field.field_path, context)
-        .ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path))
+    if let Some(field) = &source.field_ref {
+        let value = field_value(&field.field_path, context);
+        value.map(Some).ok_or_else(|| format!("unsupported fieldPath: {}", field.field_path))
+    } else if let Some(field) = &source.resource_field_ref {
+        let empty = PodSpec::default();
+        let spec = context.pod.spec.as_ref().unwrap_or(&empty);
+        resource_field(field, spec, Some(container), &context.allocatable).map(Some)
+    } else if let Some(key) = &source.config_map_key_ref {
+        let optional = key.optional == Some(true);
+        let Some(map) = found(&context.config_maps, &key.name, optional)? else { return Ok(None) };
+        match map.data.as_ref().and_then(|data| data.get(&key.key)) {
+            None if !optional => missing(&key.key, "ConfigMap", &key.name),
+            value => Ok(value.cloned()),
+        }
+    } else if let Some(key) = &source.secret_key_ref {
+        let optional = key.optional == Some(true);
+        let Some(secret) = found(&context.secrets, &key.name, optional)? else { return Ok(None) };
+        match secret.data.as_ref().and_then(|data| data.get(&key.key)) {
+            None if !optional => missing(&key.key, "Secret", &key.name),
+            value => Ok(value.map(|value| String::from_utf8_lossy(&value.0).into_owned())),
+        }
+    } else if let Some(key) = &source.file_key_ref {
+        let text = context.files.get(&(key.volume_name.clone(), key.path.clone()));
+        let no_volume = || format!("cannot find the volume \"{}\" referenced by FileKeyRef", key.volume_name);
+        // What is wrong with the file may be none of the user's business: that stays in the log.
+        const UNREADABLE: &str = "couldn't parse env file";
+        let text = text.ok_or_else(no_volume)?.as_ref().map_err(|_| UNREADABLE)?;
+        let value = env_file::value(text, &key.key).map_err(|_| UNREADABLE)?;
+        match (value.is_empty(), key.optional == Some(true)) {
+            (false, _) => Ok(Some(value)),
+            (true, true) => Ok(None),
+            (true, false) => {
+                Err(format!("environment variable key \"{}\" not found in file \"{}\"", key.key, key.path))
+            }
+        }
+    } else {
+        Err("this source of an environment variable is not supported by this node".to_owned())
+    }
 }
 
 fn field_value(path: &str, context: &EnvContext<'_>) -> Option<String> {
-    let meta = &context.pod.metadata;
     let spec = context.pod.spec.as_ref();
-    let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    let subscript =
-        |map: &str| Some(path.strip_prefix(map)?.strip_prefix("['")?.strip_suffix("']")?.to_owned());
-    let entry = |map: &Option<BTreeMap<String, String>>, key: &str| {
-        map.as_ref().and_then(|map| map.get(key)).cloned().unwrap_or_default()
-    };
-    if let Some(key) = subscript("metadata.labels") {
-        return Some(entry(&meta.labels, &key));
-    }
-    if let Some(key) = subscript("metadata.annotations") {
-        return Some(entry(&meta.annotations, &key));
-    }
     match path {
-        "metadata.name" => Some(text(&meta.name)),
-        "metadata.namespace" => Some(text(&meta.namespace)),
-        "metadata.uid" => Some(text(&meta.uid)),
         "spec.nodeName" => Some(context.node_name.to_owned()),
         "spec.serviceAccountName" => {
             Some(spec.and_then(|s| s.service_account_name.clone()).unwrap_or_default())
@@ -111,63 +250,16 @@ fn field_value(path: &str, context: &EnvContext<'_>) -> Option<String> {
         "status.hostIPs" => Some(context.host_ips.join(",")),
         "status.podIP" => Some(context.pod_ips.first().cloned().unwrap_or_default()),
         "status.podIPs" => Some(context.pod_ips.join(",")),
-        _ => None,
-    }
-}
-
-/// The variables that name the services a Pod may use: those of its namespace if it wants them, and always
-/// `kubernetes` of the namespace `default`.
-#[must_use]
-pub fn service_variables<'a>(
-    pod: &Pod,
-    services: impl IntoIterator<Item = &'a Service>,
-) -> BTreeMap<String, String> {
-    let links = pod.spec.as_ref().and_then(|s| s.enable_service_links).unwrap_or(true);
-    let mut variables = BTreeMap::new();
-    for service in services {
-        let name = service.metadata.name.as_deref().unwrap_or_default();
-        let namespace = service.metadata.namespace.as_deref();
-        let master = namespace == Some("default") && name == "kubernetes";
-        let own = links && namespace == pod.metadata.namespace.as_deref();
-        // A service of the own namespace is stronger than the one of `default` with the same name.
-        if own || (master && !variables.contains_key("KUBERNETES_SERVICE_HOST")) {
-            add_service(service, name, &mut variables);
-        }
-    }
-    variables
-}
-
-fn add_service(service: &Service, name: &str, variables: &mut BTreeMap<String, String>) {
-    let Some(spec) = &service.spec else { return };
-    let Some(ip) = spec.cluster_ip.as_deref().filter(|ip| !ip.is_empty() && *ip != "None") else { return };
-    let Some(first) = spec.ports.iter().flatten().next() else { return };
-    let upper = |text: &str| text.to_uppercase().replace('-', "_");
-    let prefix = upper(name);
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    let mut set = |key: String, value: String| variables.insert(key, value);
-    set(format!("{prefix}_SERVICE_HOST"), ip.to_owned());
-    set(format!("{prefix}_SERVICE_PORT"), first.port.to_string());
-    for (index, port) in spec.ports.iter().flatten().enumerate() {
-        if let Some(port_name) = port.name.as_deref().filter(|n| !n.is_empty()) {
-            set(format!("{prefix}_SERVICE_PORT_{}", upper(port_name)), port.port.to_string());
-        }
-        let protocol = port.protocol.as_deref().unwrap_or("TCP");
-        let url = format!("{}://{host}:{}", protocol.to_lowercase(), port.port);
-        if index == 0 {
-            set(format!("{prefix}_PORT"), url.clone());
-        }
-        let port_prefix = format!("{prefix}_PORT_{}_{}", port.port, protocol.to_uppercase());
-        set(port_prefix.clone(), url);
-        set(format!("{port_prefix}_PROTO"), protocol.to_lowercase());
-        set(format!("{port_prefix}_PORT"), port.port.to_string());
-        set(format!("{port_prefix}_ADDR"), ip.to_owned());
+        path => metadata_field(context.pod, path),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     #[test]
     fn references_expand_and_two_dollars_escape() {
@@ -185,65 +277,186 @@ mod tests {
         ] {
             assert_eq!(expand(text, value), expanded, "{text}");
         }
+        assert_eq!(expand_known("$(A)-$$(B)", value).as_deref(), Ok("1-$(B)"));
+        assert_eq!(expand_known("$(A)$(B)$(C)", value).unwrap_err(), "missing value for \"B\"");
     }
 
     fn pod() -> Pod {
         serde_json::from_value(json!({
-            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"a.b/c": "l"}},
-            "spec": {"containers": []}
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"a.b/c": "l"}, "annotations": {"n": "m"}},
+            "spec": {"containers": [], "serviceAccountName": "robot"}
         }))
         .unwrap()
     }
 
-    fn env(container: serde_json::Value, services: BTreeMap<String, String>) -> Vec<(String, String)> {
+    fn made(container: Value, services: BTreeMap<String, String>) -> Result<Environment, String> {
         let container = serde_json::from_value(container).unwrap();
         let pod = pod();
-        let ips = ["10.0.0.5".to_owned()];
-        let context = EnvContext { pod: &pod, node_name: "n", host_ips: &[], pod_ips: &ips, services };
-        environment(&container, &context).unwrap().into_iter().map(|v| (v.key, v.value)).collect()
+        let object = |value: Value| Ok(Some(Arc::new(serde_json::from_value(value).unwrap())));
+        let context = EnvContext {
+            pod: &pod,
+            node_name: "n",
+            host_ips: &["192.0.2.1".to_owned(), "2001:db8::1".to_owned()],
+            pod_ips: &["10.0.0.5".to_owned()],
+            services,
+            config_maps: BTreeMap::from([
+                (
+                    "cm".to_owned(),
+                    object(json!({"data": {"A": "a", "B": "$(A)", "x=y": "bad", "": "worse"}})),
+                ),
+                ("none".to_owned(), Ok(None)),
+                (
+                    "slow".to_owned(),
+                    Err("failed to sync configmap cache: timed out waiting for the condition".into()),
+                ),
+            ]),
+            secrets: BTreeMap::from([
+                (
+                    "s".to_owned(),
+                    Ok(Some(Arc::new(serde_json::from_value(json!({"data": {"B": "c2VjcmV0"}})).unwrap()))),
+                ),
+                ("none".to_owned(), Ok(None)),
+            ]),
+            files: BTreeMap::from([
+                (("v".to_owned(), "env".to_owned()), Ok("F='from file'\n".to_owned())),
+                (("v".to_owned(), "bad".to_owned()), Ok("F=unquoted\n".to_owned())),
+                (("v".to_owned(), "gone".to_owned()), Err("No such file".to_owned())),
+            ]),
+            allocatable: serde_json::from_value(json!({"cpu": "4"})).unwrap(),
+        };
+        environment(&container, &context)
+    }
+
+    fn env(container: Value, services: &[(&str, &str)]) -> Vec<(String, String)> {
+        let services = services.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let variables = made(container, services.collect()).unwrap().variables;
+        variables.into_iter().map(|v| (v.key, v.value)).collect()
+    }
+
+    fn pairs(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+        expected.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
     #[test]
     fn variables_see_those_before_them_and_the_services() {
-        let services =
-            BTreeMap::from([("S".to_owned(), "svc".to_owned()), ("B".to_owned(), "lost".to_owned())]);
         let got = env(
             json!({"name": "c", "env": [
                 {"name": "A", "value": "a"},
                 {"name": "B", "value": "$(A)-$(S)-$(C)"},
-                {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['a.b/c']"}}},
-                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "C", "value": "c"},
+                {"name": "A", "value": "again $(A)"},
+                {"name": "E"},
             ]}),
-            services,
+            &[("S", "svc"), ("B", "lost")],
         );
-        let expected = [("A", "a"), ("B", "a-svc-$(C)"), ("C", "l"), ("IP", "10.0.0.5"), ("S", "svc")];
-        assert_eq!(got, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        let expected = [("A", "again a"), ("B", "a-svc-$(C)"), ("C", "c"), ("E", ""), ("S", "svc")];
+        assert_eq!(got, pairs(&expected));
     }
 
     #[test]
-    fn services_of_the_namespace_and_kubernetes_are_named() {
-        let service = |namespace: &str, name: &str, ip: &str| -> Service {
-            serde_json::from_value(json!({
-                "metadata": {"name": name, "namespace": namespace},
-                "spec": {"clusterIP": ip, "ports": [{"name": "web-x", "port": 80, "protocol": "TCP"}]}
-            }))
-            .unwrap()
-        };
-        let all = [
-            service("default", "kubernetes", "10.96.0.1"),
-            service("default", "other", "10.96.0.2"),
-            service("ns", "my-web", "10.96.0.3"),
-            service("ns", "headless", "None"),
+    fn whole_objects_come_first_in_order_and_single_variables_override() {
+        let mut sorted = env(
+            json!({"envFrom": [
+                {"configMapRef": {"name": "cm"}}, {"prefix": "P_", "configMapRef": {"name": "cm"}},
+                {"secretRef": {"name": "s"}}, {"secretRef": {"name": "none", "optional": true}},
+            ], "env": [{"name": "A", "value": "own $(B)"}]}),
+            &[("B", "lost"), ("S", "svc")],
+        );
+        let expected = [
+            ("A", "own secret"),
+            ("B", "secret"),
+            ("P_", "worse"),
+            ("P_A", "a"),
+            ("P_B", "$(A)"),
+            ("S", "svc"),
         ];
-        let mut pod = pod();
-        let variables = service_variables(&pod, &all);
-        assert_eq!(variables["MY_WEB_SERVICE_HOST"], "10.96.0.3");
-        assert_eq!(variables["MY_WEB_SERVICE_PORT_WEB_X"], "80");
-        assert_eq!(variables["MY_WEB_PORT_80_TCP"], "tcp://10.96.0.3:80");
-        assert_eq!(variables["KUBERNETES_SERVICE_HOST"], "10.96.0.1");
-        assert!(!variables.keys().any(|k| k.starts_with("OTHER") || k.starts_with("HEADLESS")));
-        pod.spec.as_mut().unwrap().enable_service_links = Some(false);
-        let variables = service_variables(&pod, &all);
-        assert!(variables.keys().all(|k| k.starts_with("KUBERNETES_")));
+        sorted.sort();
+        assert_eq!(sorted, pairs(&expected), "what is imported is not expanded");
+        let skipped =
+            made(json!({"envFrom": [{"configMapRef": {"name": "cm"}}]}), BTreeMap::new()).unwrap().skipped;
+        assert_eq!(
+            skipped,
+            [
+                "Keys [, x=y] from the EnvFrom configMap ns/cm were skipped since they are considered invalid environment \
+              variable names."
+            ]
+        );
+    }
+
+    #[test]
+    fn every_field_of_the_downward_api_is_a_variable() {
+        for (path, value) in [
+            ("metadata.name", "p"),
+            ("metadata.namespace", "ns"),
+            ("metadata.uid", "u"),
+            ("metadata.labels['a.b/c']", "l"),
+            ("metadata.annotations['n']", "m"),
+            ("metadata.annotations['none']", ""),
+            ("spec.nodeName", "n"),
+            ("spec.serviceAccountName", "robot"),
+            ("status.hostIP", "192.0.2.1"),
+            ("status.hostIPs", "192.0.2.1,2001:db8::1"),
+            ("status.podIP", "10.0.0.5"),
+            ("status.podIPs", "10.0.0.5"),
+        ] {
+            let source = json!({"fieldRef": {"fieldPath": path}});
+            assert_eq!(
+                env(json!({"env": [{"name": "X", "valueFrom": source}]}), &[]),
+                pairs(&[("X", value)]),
+                "{path}"
+            );
+        }
+        let source = json!({"resourceFieldRef": {"resource": "limits.cpu", "divisor": "1m"}});
+        assert_eq!(env(json!({"env": [{"name": "X", "valueFrom": source}]}), &[]), pairs(&[("X", "4000")]));
+    }
+
+    #[test]
+    fn keys_of_objects_and_files_are_variables_and_optional_ones_may_be_missing() {
+        let one = |source: Value| made(json!({"env": [{"name": "X", "valueFrom": source}]}), BTreeMap::new());
+        let value = |source: Value| one(source).unwrap().variables.first().map(|v| v.value.clone());
+        let key = |name: &str, key: &str| json!({"name": name, "key": key});
+        assert_eq!(value(json!({"configMapKeyRef": key("cm", "B")})).as_deref(), Some("$(A)"));
+        assert_eq!(value(json!({"secretKeyRef": key("s", "B")})).as_deref(), Some("secret"));
+        let file = |path: &str, key: &str| json!({"volumeName": "v", "path": path, "key": key});
+        assert_eq!(value(json!({"fileKeyRef": file("env", "F")})).as_deref(), Some("from file"));
+        let optional = |mut reference: Value| {
+            reference["optional"] = json!(true);
+            reference
+        };
+        for kind in ["configMapKeyRef", "secretKeyRef"] {
+            assert_eq!(value(json!({ kind: optional(key("none", "k")) })), None, "{kind}");
+        }
+        assert_eq!(value(json!({"configMapKeyRef": optional(key("cm", "none"))})), None);
+        assert_eq!(value(json!({"secretKeyRef": optional(key("s", "none"))})), None);
+        assert_eq!(value(json!({"fileKeyRef": optional(file("env", "none"))})), None);
+        for (source, why) in [
+            (json!({"configMapKeyRef": key("none", "k")}), "configmap \"none\" not found"),
+            (json!({"secretKeyRef": key("none", "k")}), "secret \"none\" not found"),
+            (json!({"configMapKeyRef": key("cm", "none")}), "couldn't find key none in ConfigMap ns/cm"),
+            (json!({"secretKeyRef": key("s", "none")}), "couldn't find key none in Secret ns/s"),
+            (
+                json!({"configMapKeyRef": key("slow", "k")}),
+                "failed to sync configmap cache: timed out waiting for the condition",
+            ),
+            (json!({"fieldRef": {"fieldPath": "spec.x"}}), "unsupported fieldPath: spec.x"),
+            (json!({"fileKeyRef": file("bad", "F")}), "couldn't parse env file"),
+            (json!({"fileKeyRef": file("gone", "F")}), "couldn't parse env file"),
+            (
+                json!({"fileKeyRef": file("env", "G")}),
+                "environment variable key \"G\" not found in file \"env\"",
+            ),
+            (
+                json!({"fileKeyRef": {"volumeName": "w", "path": "env", "key": "F"}}),
+                "cannot find the volume \"w\" referenced by FileKeyRef",
+            ),
+        ] {
+            assert_eq!(one(source).unwrap_err(), why);
+        }
+        for (source, why) in [
+            (json!({"configMapRef": {"name": "none"}}), "configmap \"none\" not found"),
+            (json!({"secretRef": {"name": "none"}}), "secret \"none\" not found"),
+        ] {
+            assert_eq!(made(json!({"envFrom": [source]}), BTreeMap::new()).unwrap_err(), why);
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! From a Pod's spec to the configurations that the runtime is given: pure functions.
 
 pub mod container;
-pub mod env;
+pub(crate) mod env;
+pub mod fields;
 pub mod files;
 pub mod resources;
 pub mod sandbox;
+pub mod services;
 
 /// Label of sandboxes and containers: the Pod's name.
 pub const LABEL_POD_NAME: &str = "io.kubernetes.pod.name";

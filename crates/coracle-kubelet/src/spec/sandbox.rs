@@ -11,6 +11,8 @@ use super::PodIdentity;
 use super::resources::{self, Qos};
 
 const HOSTNAME_MAX: usize = 63;
+/// What the kernel takes.
+const KERNEL_HOSTNAME_MAX: usize = 64;
 
 /// What the node adds to the Pod's spec.
 #[derive(Debug, Clone)]
@@ -34,18 +36,24 @@ pub struct SandboxContext {
 }
 
 /// Makes the configuration.
-#[must_use]
-pub fn sandbox_config(pod: &Pod, spec: &PodSpec, context: &SandboxContext) -> PodSandboxConfig {
+///
+/// # Errors
+/// The Pod cannot have the host name that it asks for.
+pub fn sandbox_config(
+    pod: &Pod,
+    spec: &PodSpec,
+    context: &SandboxContext,
+) -> Result<PodSandboxConfig, String> {
     let identity = PodIdentity::of(pod);
     let sysctls = spec.security_context.iter().flat_map(|s| s.sysctls.iter().flatten());
-    PodSandboxConfig {
+    Ok(PodSandboxConfig {
         metadata: PodSandboxMetadata {
             name: identity.name.clone(),
             uid: identity.uid.clone(),
             namespace: identity.namespace.clone(),
             attempt: context.attempt,
         },
-        hostname: hostname(pod, spec, &context.node_hostname, &context.cluster_domain),
+        hostname: hostname(pod, spec, &context.node_hostname, &context.cluster_domain)?,
         log_directory: context.log_directory.clone(),
         dns_config: context.dns.clone(),
         port_mappings: port_mappings(spec),
@@ -55,7 +63,7 @@ pub fn sandbox_config(pod: &Pod, spec: &PodSpec, context: &SandboxContext) -> Po
         resources: resources::pod_resources(spec, context.node_pids),
         sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
         namespaces: namespaces(spec),
-    }
+    })
 }
 
 /// Which namespaces the Pod's containers share.
@@ -77,8 +85,9 @@ pub fn namespaces(spec: &PodSpec) -> NamespaceOptions {
 /// The short host name of the Pod: as the spec says, else the Pod's name, cut to what the kernel takes.
 #[must_use]
 pub fn short_hostname(pod: &Pod, spec: &PodSpec) -> String {
-    let name = spec.hostname.as_deref().filter(|h| !h.is_empty());
-    let name = name.or(pod.metadata.name.as_deref()).unwrap_or_default();
+    let said = |field: &Option<String>| field.clone().filter(|name| !name.is_empty());
+    let name = said(&spec.hostname_override).or_else(|| said(&spec.hostname));
+    let name = name.as_deref().or(pod.metadata.name.as_deref()).unwrap_or_default();
     let cut = &name[..name.len().min(HOSTNAME_MAX)];
     cut.trim_end_matches(['-', '.']).to_owned()
 }
@@ -86,21 +95,29 @@ pub fn short_hostname(pod: &Pod, spec: &PodSpec) -> String {
 /// The full name of a Pod with a subdomain.
 #[must_use]
 pub fn fqdn(pod: &Pod, spec: &PodSpec, domain: &str) -> Option<String> {
+    if spec.hostname_override.as_deref().is_some_and(|name| !name.is_empty()) {
+        return None;
+    }
     let subdomain = spec.subdomain.as_deref().filter(|s| !s.is_empty())?;
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     Some(format!("{}.{subdomain}.{namespace}.svc.{domain}", short_hostname(pod, spec)))
 }
 
-fn hostname(pod: &Pod, spec: &PodSpec, node: &str, domain: &str) -> String {
-    if let Some(own) = spec.hostname_override.as_deref().filter(|h| !h.is_empty()) {
-        return own.to_owned();
-    }
+/// What the kernel shows as the host name.
+fn hostname(pod: &Pod, spec: &PodSpec, node: &str, domain: &str) -> Result<String, String> {
     if spec.host_network == Some(true) {
-        return node.to_owned();
+        return Ok(node.to_owned());
     }
     match fqdn(pod, spec, domain) {
-        Some(full) if spec.set_hostname_as_fqdn == Some(true) => full,
-        _ => short_hostname(pod, spec),
+        Some(full) if spec.set_hostname_as_fqdn == Some(true) && full.len() > KERNEL_HOSTNAME_MAX => {
+            Err(format!(
+                "failed to construct FQDN from Pod hostname and cluster domain, FQDN {full} is too long \
+             ({KERNEL_HOSTNAME_MAX} characters is the max, {} characters requested)",
+                full.len()
+            ))
+        }
+        Some(full) if spec.set_hostname_as_fqdn == Some(true) => Ok(full),
+        _ => Ok(short_hostname(pod, spec)),
     }
 }
 
@@ -124,4 +141,59 @@ fn port_mappings(spec: &PodSpec) -> Vec<PortMapping> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn pod(name: &str, spec: Value) -> Pod {
+        let mut spec = spec;
+        spec["containers"] = json!([]);
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "ns"}, "spec": spec})).unwrap()
+    }
+
+    /// Short name, full name, and what the kernel shows.
+    fn names(name: &str, spec: Value) -> (String, Option<String>, Result<String, String>) {
+        let pod = pod(name, spec);
+        let spec = pod.spec.as_ref().unwrap();
+        (
+            short_hostname(&pod, spec),
+            fqdn(&pod, spec, "cluster.local"),
+            hostname(&pod, spec, "node", "cluster.local"),
+        )
+    }
+
+    #[test]
+    fn host_names_come_from_the_pod_and_are_as_long_as_the_kernel_takes() {
+        let own = |name: &str| Ok(name.to_owned());
+        assert_eq!(names("web-0", json!({})), ("web-0".into(), None, own("web-0")));
+        let full = || Some("web.sub.ns.svc.cluster.local".to_owned());
+        assert_eq!(
+            names("p", json!({"hostname": "web", "subdomain": "sub"})),
+            ("web".into(), full(), own("web"))
+        );
+        let as_fqdn = json!({"hostname": "web", "subdomain": "sub", "setHostnameAsFQDN": true});
+        assert_eq!(names("p", as_fqdn).2, own("web.sub.ns.svc.cluster.local"));
+        assert_eq!(names("p", json!({"setHostnameAsFQDN": true})).2, own("p"), "there is no full name");
+        let over = json!({"hostname": "web", "subdomain": "sub", "hostnameOverride": "a.b", "setHostnameAsFQDN": true});
+        assert_eq!(names("p", over), ("a.b".into(), None, own("a.b")));
+        assert_eq!(names("p", json!({"hostNetwork": true, "hostname": "web"})).2, own("node"));
+
+        let long = format!("{}-.-tail", "a".repeat(61));
+        assert_eq!(names(&long, json!({})).2, own(&"a".repeat(61)), "63 characters, and no dash at the end");
+        let subdomain = "s".repeat(42);
+        let refused = names("p", json!({"subdomain": subdomain, "setHostnameAsFQDN": true})).2.unwrap_err();
+        let full = format!("p.{subdomain}.ns.svc.cluster.local");
+        assert_eq!(
+            refused,
+            format!(
+                "failed to construct FQDN from Pod hostname and cluster domain, FQDN {full} is too long (64 characters is \
+                 the max, {} characters requested)",
+                full.len()
+            )
+        );
+    }
 }

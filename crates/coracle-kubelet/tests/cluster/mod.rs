@@ -12,7 +12,7 @@ use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, Informer, ListOptions, ObjectKey, in_process};
 use coracle_clock::{Clock, Ids, Rng};
 use coracle_cri::scripted::{ImageScript, ScriptedRuntime};
-use coracle_kubelet::{Kubelet, KubeletConfig, Machine};
+use coracle_kubelet::{Kubelet, KubeletConfig, Machine, VolumeHost};
 use coracle_store::embedded::{EmbeddedStore, Execution, Options};
 use coracle_store::simfs::SimFs;
 use coracle_store::{Op, Store as _, Txn};
@@ -151,6 +151,7 @@ impl Cluster {
             max_pods: 110,
             api: None,
             pods_dir: directory.join("pods"),
+            volume_host: VolumeHost::Below(directory.join("host")),
             pod_logs_dir: directory.join("logs/pods"),
             container_logs_dir: directory.join("logs/containers"),
             cgroup_root: "/coracle-test".to_owned(),

@@ -202,6 +202,7 @@ impl Inner {
                 source,
                 destination: mount.container_path.clone(),
                 readonly: mount.readonly,
+                recursive_readonly: mount.recursive_readonly,
                 propagation: mount.propagation,
             });
         }
@@ -218,7 +219,9 @@ impl Inner {
         ] {
             if !binds.iter().any(|b| b.destination == Path::new(destination)) {
                 let propagation = MountPropagation::Private;
-                binds.push(Bind { source, destination: destination.into(), readonly, propagation });
+                let recursive_readonly = false;
+                let destination = destination.into();
+                binds.push(Bind { source, destination, readonly, recursive_readonly, propagation });
             }
         }
         for bind in &mut binds {

@@ -113,6 +113,7 @@ pub(crate) struct Bind {
     pub(crate) source: PathBuf,
     pub(crate) destination: PathBuf,
     pub(crate) readonly: bool,
+    pub(crate) recursive_readonly: bool,
     pub(crate) propagation: MountPropagation,
 }
 
@@ -402,7 +403,11 @@ fn mounts(input: &Input<'_>) -> Value {
             MountPropagation::HostToContainer => "rslave",
             MountPropagation::Bidirectional => "rshared",
         };
-        let access = if bind.readonly { "ro" } else { "rw" };
+        let access = match (bind.readonly, bind.recursive_readonly) {
+            (true, true) => "rro",
+            (true, false) => "ro",
+            (false, _) => "rw",
+        };
         json!({
             "destination": bind.destination,
             "type": "bind",

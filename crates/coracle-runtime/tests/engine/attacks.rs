@@ -26,6 +26,7 @@ async fn links_of_an_image_write_nothing_on_the_host() {
         container_path: path.into(),
         host_path: volume.clone(),
         readonly: true,
+        recursive_readonly: false,
         propagation: MountPropagation::Private,
     };
     let mut config = shell(

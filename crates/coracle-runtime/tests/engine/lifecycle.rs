@@ -66,6 +66,7 @@ async fn what_a_container_sees() {
         container_path: "/data".into(),
         host_path: volume,
         readonly: true,
+        recursive_readonly: false,
         propagation: MountPropagation::Private,
     }];
     let text = output(&host, &runtime, &config).await;

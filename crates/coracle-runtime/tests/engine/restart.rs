@@ -31,6 +31,7 @@ fn containers_and_their_ends_outlive_the_daemon() {
                 container_path: "/gate".into(),
                 host_path: gate,
                 readonly: false,
+                recursive_readonly: false,
                 propagation: coracle_cri::MountPropagation::Private,
             }];
             let ending = run(&host, runtime, &config).await;

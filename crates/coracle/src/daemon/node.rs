@@ -9,7 +9,7 @@ use anyhow::Context;
 use coracle_api::join::ClusterNetwork;
 use coracle_client::{Informer, LiveCertificate};
 use coracle_clock::{Clock, Rng, select};
-use coracle_kubelet::{Kubelet, KubeletApi, KubeletConfig, KubeletError, Machine};
+use coracle_kubelet::{Kubelet, KubeletApi, KubeletConfig, KubeletError, Machine, VolumeHost};
 use coracle_net::bridge::{BridgeConfig, BridgeNetwork};
 use coracle_net::overlay::{self, Overlay, OverlayConfig};
 use coracle_runtime::{EmbeddedRuntime, LogLimit, Patience, RuntimeConfig};
@@ -93,6 +93,7 @@ pub(super) async fn start(
             client_ca_pem: membership.authority_pem,
         }),
         pods_dir: cluster.pod_directories(),
+        volume_host: VolumeHost::Machine,
         pod_logs_dir: cluster.pod_logs(),
         container_logs_dir: cluster.container_logs(),
         // The runtime keeps everything below its own group already.

@@ -90,6 +90,10 @@ pub(crate) fn purge(cluster: &Cluster, kept: Kept) -> anyhow::Result<()> {
         )),
     }
     remove_logs(cluster)?;
+    // Volumes are mounted there, and may hold more of the machine than the cluster's own.
+    let pods = cluster.pod_directories();
+    coracle_kubelet::remove_pod_directories(&pods)
+        .with_context(|| format!("cannot remove volumes in {}", pods.display()))?;
     remove_all(&cluster.run)?;
     if kept == Kept::Images && cluster.images().join("images.json").exists() {
         for entry in entries(&cluster.data).filter(|entry| entry.path() != cluster.images()) {

@@ -24,9 +24,11 @@ enum Honoured {
     Each(&'static [(&'static str, Honoured)]),
     /// A map of amounts; the names alone are judged.
     Amounts(fn(&str) -> bool),
+    /// A volume in a directory of the node or in memory, field by field. Nothing watches how much is on the disk.
+    EmptyDir,
 }
 
-use Honoured::{Amounts, Any, Each, Fields, Only, Words};
+use Honoured::{Amounts, Any, Each, EmptyDir, Fields, Only, Words};
 
 const SECCOMP: Honoured = Fields(&[("type", Words(&["RuntimeDefault"]))]);
 
@@ -42,8 +44,14 @@ const POD: &[(&str, Honoured)] = &[
     ("nodeName", Any),
     ("tolerations", Any),
     ("hostname", Any),
+    ("subdomain", Any),
+    ("setHostnameAsFQDN", Any),
+    ("hostnameOverride", Any),
+    ("hostAliases", Any),
     // Until the cluster has DNS, ClusterFirst is what Default is.
-    ("dnsPolicy", Words(&["ClusterFirst", "Default"])),
+    ("dnsPolicy", Any),
+    ("dnsConfig", Fields(&[("nameservers", Any), ("searches", Any), ("options", Any)])),
+    ("volumes", Each(VOLUME)),
     ("schedulerName", Any),
     ("enableServiceLinks", Any),
     ("priority", Any),
@@ -56,7 +64,6 @@ const POD: &[(&str, Honoured)] = &[
     ("hostIPC", Only(false)),
     ("hostUsers", Only(true)),
     ("shareProcessNamespace", Only(false)),
-    ("setHostnameAsFQDN", Only(false)),
     ("os", Fields(&[("name", Words(&["linux"]))])),
     (
         "securityContext",
@@ -65,9 +72,41 @@ const POD: &[(&str, Honoured)] = &[
             ("runAsGroup", Any),
             ("runAsNonRoot", Any),
             ("supplementalGroups", Any),
+            ("fsGroup", Any),
+            // For volumes that outlive a Pod. All that there are get their group when they are made.
+            ("fsGroupChangePolicy", Any),
             ("seccompProfile", SECCOMP),
         ]),
     ),
+];
+
+const VALUE_FROM: Honoured = Fields(&[
+    ("fieldRef", Any),
+    ("resourceFieldRef", Any),
+    ("configMapKeyRef", Any),
+    ("secretKeyRef", Any),
+    ("fileKeyRef", Any),
+]);
+
+const ITEMS: Honoured = Each(&[("key", Any), ("path", Any), ("mode", Any)]);
+const DOWNWARD_ITEMS: Honoured =
+    Each(&[("path", Any), ("fieldRef", Any), ("resourceFieldRef", Any), ("mode", Any)]);
+
+const VOLUME: &[(&str, Honoured)] = &[
+    ("name", Any),
+    ("emptyDir", EmptyDir),
+    ("hostPath", Fields(&[("path", Any), ("type", Any)])),
+    ("configMap", Fields(&[("name", Any), ("items", ITEMS), ("defaultMode", Any), ("optional", Any)])),
+    ("secret", Fields(&[("secretName", Any), ("items", ITEMS), ("defaultMode", Any), ("optional", Any)])),
+    ("downwardAPI", Fields(&[("items", DOWNWARD_ITEMS), ("defaultMode", Any)])),
+    ("projected", Fields(&[("sources", Each(PROJECTION)), ("defaultMode", Any)])),
+];
+
+const PROJECTION: &[(&str, Honoured)] = &[
+    ("configMap", Fields(&[("name", Any), ("items", ITEMS), ("optional", Any)])),
+    ("secret", Fields(&[("name", Any), ("items", ITEMS), ("optional", Any)])),
+    ("downwardAPI", Fields(&[("items", DOWNWARD_ITEMS)])),
+    ("serviceAccountToken", Fields(&[("audience", Any), ("expirationSeconds", Any), ("path", Any)])),
 ];
 
 const CONTAINER: &[(&str, Honoured)] = &[
@@ -79,7 +118,20 @@ const CONTAINER: &[(&str, Honoured)] = &[
     ("command", Any),
     ("args", Any),
     ("workingDir", Any),
-    ("env", Each(&[("name", Any), ("value", Any)])),
+    ("env", Each(&[("name", Any), ("value", Any), ("valueFrom", VALUE_FROM)])),
+    ("envFrom", Each(&[("prefix", Any), ("configMapRef", Any), ("secretRef", Any)])),
+    (
+        "volumeMounts",
+        Each(&[
+            ("name", Any),
+            ("mountPath", Any),
+            ("readOnly", Any),
+            ("recursiveReadOnly", Any),
+            ("subPath", Any),
+            ("subPathExpr", Any),
+            ("mountPropagation", Any),
+        ]),
+    ),
     (
         "ports",
         Each(&[
@@ -162,6 +214,13 @@ fn judge(name: &str, value: &Value, honoured: Honoured, path: &Path, errors: &mu
             }
         }
         Fields(rows) => fields(value, rows, path, errors),
+        EmptyDir => {
+            fields(value, &[("medium", Words(&["Memory"])), ("sizeLimit", Any)], path, errors);
+            let on_disk = tree::str_at(value, &["medium"]).is_empty();
+            if on_disk && !tree::is_empty(value.get("sizeLimit")) {
+                errors.push(refused(&path.child("sizeLimit"), "a sizeLimit of a volume on the disk"));
+            }
+        }
         Each(rows) => {
             for (index, element) in value.as_array().into_iter().flatten().enumerate() {
                 fields(element, rows, &path.index(index), errors);
@@ -193,20 +252,15 @@ mod tests {
         let not_yet =
             |path: &str, what: &str| format!("{path}: Forbidden: {what} is not supported by Coracle yet");
         for (field, value) in [
-            ("volumes", json!([{"name": "v", "emptyDir": {}}])),
             ("affinity", json!({"nodeAffinity": {}})),
             ("topologySpreadConstraints", json!([{}])),
             ("schedulingGates", json!([{"name": "g"}])),
             ("resourceClaims", json!([{"name": "r"}])),
             ("runtimeClassName", json!("x")),
             ("overhead", json!({"cpu": "1"})),
-            ("dnsConfig", json!({"nameservers": ["1.1.1.1"]})),
-            ("hostAliases", json!([{"ip": "1.1.1.1"}])),
-            ("subdomain", json!("x")),
             ("imagePullSecrets", json!([{"name": "x"}])),
             ("priorityClassName", json!("high")),
             ("resources", json!({"limits": {"cpu": "1"}})),
-            ("hostnameOverride", json!("x")),
         ] {
             assert_eq!(refusals(&json!({ field: value })), [not_yet(&format!("spec.{field}"), field)]);
         }
@@ -216,9 +270,7 @@ mod tests {
             ("hostIPC", json!(true), "true"),
             ("hostUsers", json!(false), "false"),
             ("shareProcessNamespace", json!(true), "true"),
-            ("setHostnameAsFQDN", json!(true), "true"),
             ("automountServiceAccountToken", json!(true), "true"),
-            ("dnsPolicy", json!("None"), "\"None\""),
         ] {
             assert_eq!(
                 refusals(&json!({ field: value })),
@@ -226,12 +278,10 @@ mod tests {
             );
         }
         for (field, value) in [
-            ("volumeMounts", json!([{"name": "v", "mountPath": "/x"}])),
             ("livenessProbe", json!({"exec": {"command": ["x"]}})),
             ("readinessProbe", json!({"tcpSocket": {"port": 1}})),
             ("startupProbe", json!({"tcpSocket": {"port": 1}})),
             ("lifecycle", json!({"preStop": {"sleep": {"seconds": 1}}})),
-            ("envFrom", json!([{"configMapRef": {"name": "x"}}])),
             ("volumeDevices", json!([{"name": "x"}])),
             ("resizePolicy", json!([{"resourceName": "cpu"}])),
         ] {
@@ -241,7 +291,6 @@ mod tests {
             );
         }
         for (container, path, what) in [
-            (json!({"env": [{"name": "A", "valueFrom": {"fieldRef": {}}}]}), "env[0].valueFrom", "valueFrom"),
             (
                 json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}}),
                 "resources.limits[ephemeral-storage]",
@@ -271,6 +320,46 @@ mod tests {
                 [not_yet(&format!("spec.containers[0].{path}"), what)]
             );
         }
+    }
+
+    #[test]
+    fn volumes_of_other_kinds_and_limits_that_nobody_enforces_are_refused() {
+        for (volume, path, what) in [
+            (json!({"nfs": {"server": "x"}}), "nfs", "nfs"),
+            (
+                json!({"persistentVolumeClaim": {"claimName": "x"}}),
+                "persistentVolumeClaim",
+                "persistentVolumeClaim",
+            ),
+            (json!({"csi": {"driver": "x"}}), "csi", "csi"),
+            (json!({"image": {"reference": "x"}}), "image", "image"),
+            (json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}), "ephemeral", "ephemeral"),
+            (json!({"emptyDir": {"medium": "HugePages"}}), "emptyDir.medium", "medium \"HugePages\""),
+            (
+                json!({"emptyDir": {"sizeLimit": "1Gi"}}),
+                "emptyDir.sizeLimit",
+                "a sizeLimit of a volume on the disk",
+            ),
+            (
+                json!({"projected": {"sources": [{"clusterTrustBundle": {"name": "x"}}]}}),
+                "projected.sources[0].clusterTrustBundle",
+                "clusterTrustBundle",
+            ),
+            (
+                json!({"projected": {"sources": [{"podCertificate": {"keyType": "x"}}]}}),
+                "projected.sources[0].podCertificate",
+                "podCertificate",
+            ),
+            (json!({"configMap": {"name": "x", "items": [{"user": 1}]}}), "configMap.items[0].user", "user"),
+        ] {
+            assert_eq!(
+                refusals(&json!({ "volumes": [volume] })),
+                [format!("spec.volumes[0].{path}: Forbidden: {what} is not supported by Coracle yet")]
+            );
+        }
+        let in_memory =
+            json!({"volumes": [{"name": "v", "emptyDir": {"medium": "Memory", "sizeLimit": "1Gi"}}]});
+        assert_eq!(refusals(&in_memory), Vec::<String>::new());
     }
 
     #[test]
