@@ -6,6 +6,8 @@
 pub mod cron_job;
 pub mod deployment;
 pub mod disruption;
+pub mod endpoint_slice;
+pub mod endpoints;
 pub mod garbage;
 mod interest;
 pub mod job;
@@ -17,6 +19,7 @@ pub mod pod_gc;
 pub mod replica_set;
 pub mod root_ca;
 pub mod service_account;
+mod service_pods;
 pub mod taint_eviction;
 pub mod ttl;
 mod workload;
@@ -30,7 +33,8 @@ use futures::future::{BoxFuture, join_all};
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
 
@@ -72,6 +76,12 @@ pub struct ControllerInputs {
     pub cron_jobs: Informer<CronJob>,
     /// All PodDisruptionBudgets.
     pub budgets: Informer<PodDisruptionBudget>,
+    /// All Services.
+    pub services: Informer<Service>,
+    /// All Endpoints.
+    pub endpoints: Informer<Endpoints>,
+    /// All EndpointSlices.
+    pub endpoint_slices: Informer<EndpointSlice>,
 }
 
 impl ControllerInputs {
@@ -100,6 +110,9 @@ impl ControllerInputs {
             jobs: all(client, clock, rng),
             cron_jobs: all(client, clock, rng),
             budgets: all(client, clock, rng),
+            services: all(client, clock, rng),
+            endpoints: all(client, clock, rng),
+            endpoint_slices: all(client, clock, rng),
         }
     }
 }
@@ -135,11 +148,17 @@ pub enum Identity {
     TtlAfterFinished,
     /// Says how many Pods of a budget may be evicted.
     Disruption,
+    /// Says where the Pods of Services are reached.
+    Endpoints,
+    /// Says the same in slices.
+    EndpointSlice,
+    /// Shows Endpoints that were made by hand as slices.
+    EndpointSliceMirroring,
 }
 
 impl Identity {
     /// All of them.
-    pub const ALL: [Identity; 14] = [
+    pub const ALL: [Identity; 17] = [
         Identity::Namespace,
         Identity::ServiceAccount,
         Identity::RootCa,
@@ -154,6 +173,9 @@ impl Identity {
         Identity::CronJob,
         Identity::TtlAfterFinished,
         Identity::Disruption,
+        Identity::Endpoints,
+        Identity::EndpointSlice,
+        Identity::EndpointSliceMirroring,
     ];
 
     /// The service account in `kube-system` that it acts as.
@@ -174,6 +196,9 @@ impl Identity {
             Identity::CronJob => "cronjob-controller",
             Identity::TtlAfterFinished => "ttl-after-finished-controller",
             Identity::Disruption => "disruption-controller",
+            Identity::Endpoints => "endpoint-controller",
+            Identity::EndpointSlice => "endpointslice-controller",
+            Identity::EndpointSliceMirroring => "endpointslicemirroring-controller",
         }
     }
 }
@@ -242,6 +267,9 @@ pub async fn run_all(
     team.add(Identity::TtlAfterFinished, |own| ttl::run(own, all(), time()));
     team.add(Identity::CronJob, |own| cron_job::run(own, all(), time()));
     team.add(Identity::Disruption, |own| disruption::run(own, all(), time()));
+    team.add(Identity::Endpoints, |own| endpoints::run(own, all(), time()));
+    team.add(Identity::EndpointSlice, |own| endpoint_slice::run(own, all(), time()));
+    team.add(Identity::EndpointSliceMirroring, |own| endpoint_slice::run_mirror(own, all(), time()));
     let running = join_all(team.running);
     select! {
         () = shutdown => {}

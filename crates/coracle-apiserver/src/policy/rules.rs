@@ -30,10 +30,12 @@ pub(super) const COMPONENTS: &[(&str, &[Rule])] = &[
         // Feeds the copies of objects that components of one process share; it can change nothing.
         "system:coracle-informers",
         &[
-            rule(READ, "", &["configmaps", "namespaces", "nodes", "pods", "serviceaccounts"]),
+            rule(READ, "", &["configmaps", "endpoints", "namespaces", "nodes", "pods"]),
+            rule(READ, "", &["serviceaccounts", "services"]),
             rule(READ, "apps", &["deployments", "replicasets"]),
             rule(READ, "batch", &["cronjobs", "jobs"]),
             rule(READ, "coordination.k8s.io", &["leases"]),
+            rule(READ, "discovery.k8s.io", &["endpointslices"]),
             rule(READ, "policy", &["poddisruptionbudgets"]),
         ],
     ),
@@ -146,6 +148,35 @@ pub(super) const COMPONENTS: &[(&str, &[Rule])] = &[
     (
         "system:serviceaccount:kube-system:ttl-after-finished-controller",
         &[rule(&["get", "list", "watch", "delete"], "batch", &["jobs"])],
+    ),
+    (
+        "system:serviceaccount:kube-system:endpoint-controller",
+        &[
+            rule(READ, "", &["pods", "services"]),
+            rule(&["get", "list", "watch", "create", "patch", "update", "delete"], "", &["endpoints"]),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:endpointslice-controller",
+        &[
+            rule(READ, "", &["nodes", "pods", "services"]),
+            rule(
+                &["get", "list", "watch", "create", "patch", "update", "delete"],
+                "discovery.k8s.io",
+                &["endpointslices"],
+            ),
+        ],
+    ),
+    (
+        "system:serviceaccount:kube-system:endpointslicemirroring-controller",
+        &[
+            rule(READ, "", &["endpoints", "services"]),
+            rule(
+                &["get", "list", "watch", "create", "patch", "update", "delete"],
+                "discovery.k8s.io",
+                &["endpointslices"],
+            ),
+        ],
     ),
     (
         "system:serviceaccount:kube-system:disruption-controller",

@@ -21,7 +21,7 @@ pub(crate) fn patch<S: Serialize>(uid: Option<&str>, old: Option<&S>, new: &S) -
 }
 
 /// A merge patch from one object to another. What is gone is null, at any depth: a merge alone removes nothing.
-fn difference(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
+pub(crate) fn difference(old: &Map<String, Value>, new: &Map<String, Value>) -> Map<String, Value> {
     let mut changes = Map::new();
     for (field, value) in new {
         match (old.get(field), value) {
