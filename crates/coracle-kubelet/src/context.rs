@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use coracle_client::{EventRecorder, EventType, Informer, reference};
+use coracle_client::{EventRecorder, EventType, Informer, reference, uid_of};
 use coracle_clock::Clock;
 use coracle_clock::watch;
 use coracle_cri::{ImageService, RuntimeService};
@@ -11,10 +11,13 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Service};
 use tokio::sync::Semaphore;
 
 use crate::KubeletConfig;
+use crate::handler::Handlers;
 use crate::objects::Objects;
 use crate::pod::containers;
 use crate::pod::inputs::NodeFacts;
 use crate::pod::reasons::PodEvent;
+use crate::probe::Probing;
+use crate::server::PodSource;
 
 /// Shared by the node core, the workers and the API.
 pub(crate) struct Context {
@@ -39,6 +42,9 @@ pub(crate) struct Context {
     pub(crate) pulls: Semaphore,
     /// The statuses that workers have computed last, by Pod UID: newer than what the API server was told.
     pub(crate) statuses: Mutex<BTreeMap<String, PodStatus>>,
+    /// By what probes and hooks reach containers.
+    pub(crate) handlers: Handlers,
+    pub(crate) probing: Probing,
 }
 
 impl Context {
@@ -63,5 +69,24 @@ impl Context {
         involved.field_path = event.container.as_ref().and_then(member).map(|member| member.field_path());
         let kind = if event.warning { EventType::Warning } else { EventType::Normal };
         self.recorder.event(&involved, kind, event.reason, event.message.clone());
+    }
+}
+
+impl PodSource for Context {
+    fn pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.list().into_iter().map(|pod| self.with_status(pod)).collect()
+    }
+
+    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
+        self.pods.get(namespace, name).map(|pod| self.with_status(pod))
+    }
+}
+
+impl Context {
+    fn with_status(&self, mut pod: Arc<Pod>) -> Arc<Pod> {
+        if let Some(status) = self.statuses().get(uid_of(&*pod)) {
+            Arc::make_mut(&mut pod).status = Some(status.clone());
+        }
+        pod
     }
 }

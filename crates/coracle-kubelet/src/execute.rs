@@ -14,6 +14,7 @@ use tracing::{info, warn};
 use crate::KubeletConfig;
 use crate::context::Context;
 use crate::disk::{self, PodFiles};
+use crate::hooks;
 use crate::pod::history::Outcome;
 use crate::pod::inputs::PodInputs;
 use crate::pod::reasons::{self, PodEvent};
@@ -187,7 +188,10 @@ pub(crate) async fn start_container(
     match try_start(&context, &pod, &pod_ips, &start).await {
         Ok(()) => Outcome::Started { container: name },
         Err((reason, message)) => {
-            context.report(&pod, &reasons::start_failed_event(&name, &message));
+            // What a hook was answered may be a secret: it is not told in events.
+            if reason != reasons::POST_START_HOOK_ERROR {
+                context.report(&pod, &reasons::start_failed_event(&name, &message));
+            }
             start_failed(&pod, name, reason, message)
         }
     }
@@ -235,7 +239,9 @@ async fn try_start(
     let started = context.runtime.start_container(&id).await;
     started.map_err(|why| (reasons::RUN_CONTAINER_ERROR, why.to_string()))?;
     context.report(pod, &PodEvent::normal(name, "Started", "Container started"));
-    Ok(())
+    let pod_ip = pod_ips.first().map(String::as_str).unwrap_or_default();
+    let hooked = hooks::after_start(context, pod, container, &id, pod_ip).await;
+    hooked.map_err(|message| (reasons::POST_START_HOOK_ERROR, message))
 }
 
 async fn resolve_image(
@@ -282,8 +288,8 @@ pub(crate) async fn stop_container(
     grace: Duration,
     _pre_stop: bool,
 ) -> Outcome {
-    match context.runtime.stop_container(&id, grace).await {
-        Ok(()) | Err(CriError::NotFound(_)) => Outcome::TeardownDone,
+    match hooks::stop(&context, &pod, &id, grace, true).await {
+        Ok(()) => Outcome::TeardownDone,
         Err(why) => teardown_failed(&context, &pod, &why),
     }
 }

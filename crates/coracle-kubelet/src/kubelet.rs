@@ -11,6 +11,7 @@ use std::time::Duration;
 use coracle_client::{EventRecorder, Informer, ListOptions, ObjectKey, uid_of};
 use coracle_clock::watch;
 use coracle_clock::{Clock, Rng};
+use coracle_cri::probe::ProbeNetwork;
 use coracle_cri::{ContainerEvent, ImageService, PodSandboxFilter, RuntimeService};
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -22,11 +23,13 @@ use tracing::{error, info, warn};
 
 use crate::admission::{admit, has_ended};
 use crate::context::Context;
+use crate::handler::Handlers;
 use crate::objects::Objects;
 use crate::pod::inputs::{Eviction, Rejection};
 use crate::pod::reasons;
 use crate::preemption::{self, Admission};
-use crate::server::{KubeletServer, PodSource, ServerConfig};
+use crate::probe::Probing;
+use crate::server::{KubeletServer, ServerConfig};
 use crate::worker::{Worker, WorkerHandle};
 use crate::{KubeletApi, KubeletConfig, disk, execute, node};
 
@@ -48,6 +51,8 @@ pub struct Kubelet {
     rng: Rng,
     /// The socket of the HTTPS API, once it listens.
     listener: Option<TcpListener>,
+    /// How probes and hooks go over the network, if not from the node.
+    probe_network: Option<Arc<dyn ProbeNetwork>>,
 }
 
 /// Why the node agent could not start.
@@ -87,7 +92,15 @@ impl Kubelet {
         clock: Clock,
         rng: Rng,
     ) -> Self {
-        Kubelet { config, client, runtime, images, clock, rng, listener: None }
+        Kubelet { config, client, runtime, images, clock, rng, listener: None, probe_network: None }
+    }
+
+    /// Lets probes and hooks that go over the network go another way than from the node's own network: that of a
+    /// scripted runtime, whose Pods have no addresses that anybody could reach.
+    #[must_use]
+    pub fn with_probe_network(mut self, network: Arc<dyn ProbeNetwork>) -> Self {
+        self.probe_network = Some(network);
+        self
     }
 
     /// Listens on the address of the HTTPS API, before [`Kubelet::run`] serves it: so that whoever assembles a node
@@ -115,7 +128,7 @@ impl Kubelet {
     /// Only what keeps the node agent from starting. What goes wrong later is retried.
     pub async fn run(mut self, shutdown: impl Future<Output = ()> + Send) -> Result<(), KubeletError> {
         self.listen().await?;
-        let Kubelet { config, client, runtime, images, clock, mut rng, listener } = self;
+        let Kubelet { config, client, runtime, images, clock, mut rng, listener, probe_network } = self;
         for path in [&config.pods_dir, &config.pod_logs_dir, &config.container_logs_dir] {
             let directory = path.clone();
             let made = clock.blocking(move || std::fs::create_dir_all(directory)).await;
@@ -134,6 +147,9 @@ impl Kubelet {
         let services =
             Informer::start(client.clone(), ListOptions::default(), clock.clone(), rng.fork("services"));
         let objects = Objects::new(&client, &clock, &mut rng);
+        let handlers = Handlers::new(runtime.clone(), probe_network, clock.clone());
+        let node_rng = rng.fork("node");
+        let probing = Probing::new(clock.elapsed(), rng.fork("probes"));
         let context = Arc::new(Context {
             config,
             client,
@@ -149,6 +165,8 @@ impl Kubelet {
             network: watch::channel(Err("the network has not been looked at yet".to_owned())).0,
             pulls: Semaphore::new(1),
             statuses: Mutex::default(),
+            handlers,
+            probing,
         });
         let mut tasks = JoinSet::new();
         let ending = CancellationToken::new();
@@ -162,7 +180,7 @@ impl Kubelet {
             }
             _ => None,
         };
-        tasks.spawn(node::keep_node(context.clone(), api_port, rng.fork("node")));
+        tasks.spawn(node::keep_node(context.clone(), api_port, node_rng));
         tasks.spawn(node::keep_lease(context.clone()));
         let core = NodeCore {
             context,
@@ -194,25 +212,6 @@ async fn serve_api(context: Arc<Context>, api: KubeletApi, listener: TcpListener
     let served = KubeletServer::serve(listener, config, runtime, context, clock, ending).await;
     if let Err(why) = served {
         error!(error = %why, "the kubelet's API does not work: no logs, no exec");
-    }
-}
-
-impl PodSource for Context {
-    fn pods(&self) -> Vec<Arc<Pod>> {
-        self.pods.list().into_iter().map(|pod| self.with_status(pod)).collect()
-    }
-
-    fn pod(&self, namespace: &str, name: &str) -> Option<Arc<Pod>> {
-        self.pods.get(namespace, name).map(|pod| self.with_status(pod))
-    }
-}
-
-impl Context {
-    fn with_status(&self, mut pod: Arc<Pod>) -> Arc<Pod> {
-        if let Some(status) = self.statuses().get(uid_of(&*pod)) {
-            Arc::make_mut(&mut pod).status = Some(status.clone());
-        }
-        pod
     }
 }
 

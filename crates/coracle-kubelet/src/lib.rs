@@ -10,6 +10,8 @@ mod config;
 mod context;
 mod disk;
 mod execute;
+mod handler;
+mod hooks;
 mod kubelet;
 pub mod logs;
 mod machine;
@@ -28,6 +30,7 @@ mod worker;
 
 pub use config::{KubeletApi, KubeletConfig};
 pub use disk::remove_pod_directories;
+pub use handler::HostNetwork;
 pub use kubelet::{Kubelet, KubeletError};
 pub use machine::Machine;
 pub use node::{KUBELET_VERSION, NodeInputs, node_status};

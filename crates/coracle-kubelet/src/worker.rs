@@ -26,6 +26,7 @@ use crate::pod::history::{History, Outcome};
 use crate::pod::inputs::{Eviction, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
 use crate::pod::reasons::PodEvent;
 use crate::pod::{self, PodAction, PodPlan, Publication};
+use crate::probe::Probers;
 use crate::spec::PodIdentity;
 use crate::volume::memory::Memory;
 use crate::volume::set_up;
@@ -84,6 +85,7 @@ pub(crate) struct Worker {
     volume_versions: BTreeMap<String, String>,
     /// The generation of the Pod whose references are followed.
     followed: Option<i64>,
+    probers: Probers,
     wake: Arc<Notify>,
     outcomes: mpsc::Receiver<Done>,
     done: mpsc::Sender<Done>,
@@ -139,6 +141,7 @@ impl Worker {
             identity,
             eviction: Arc::new(pod::eviction_under_way(&pod).map(OnceLock::from).unwrap_or_default()),
             previous_status: pod.status.clone().unwrap_or_default(),
+            probers: Probers::new(context.clone(), pod.clone()),
             pod,
             context,
             object_gone: false,
@@ -213,6 +216,7 @@ impl Worker {
         let done = coracle_clock::select! {
             done = self.outcomes.recv() => done,
             () = self.wake.notified() => None,
+            () = self.probers.changed() => None,
             () = timer => None,
         };
         if let Some(done) = done {

@@ -145,7 +145,9 @@ impl SimNode {
         let client = in_process(self.wire.caller(UserInfo::node(&self.settings.name)));
         let runtime = Arc::new(self.runtime.clone());
         let rng = self.rng.fork("agent");
-        let kubelet = Kubelet::new(self.config(), client, runtime.clone(), runtime, self.clock.clone(), rng);
+        let network = runtime.clone();
+        let kubelet = Kubelet::new(self.config(), client, runtime.clone(), runtime, self.clock.clone(), rng)
+            .with_probe_network(network);
         self.agent = Some(tokio::spawn(async move {
             if let Err(error) = kubelet.run(std::future::pending()).await {
                 tracing::error!(%error, "a node agent cannot run");

@@ -206,7 +206,7 @@ fn wait_for_start(
 
 fn failure_shown(i: &PodInputs, container: &Container, exited: bool) -> Option<(String, String)> {
     let failure = plan::current_failure(i, container)?;
-    let ended_at_once = failure.reason == reasons::RUN_CONTAINER_ERROR && exited;
+    let ended_at_once = failure.left_an_instance() && exited;
     if ended_at_once && failure.backing_off {
         return crash_loop_shown(i, container).or_else(|| Some(failure.shown()));
     }

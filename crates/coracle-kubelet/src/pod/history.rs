@@ -84,6 +84,12 @@ impl StartFailure {
         )
     }
 
+    /// Whether this is the failure of a container that was made, and has ended: it could not be executed, or its
+    /// postStart hook failed.
+    pub(crate) fn left_an_instance(&self) -> bool {
+        matches!(self.reason.as_str(), reasons::RUN_CONTAINER_ERROR | reasons::POST_START_HOOK_ERROR)
+    }
+
     /// Reason and message to show.
     pub(crate) fn shown(&self) -> (String, String) {
         if self.backing_off && self.is_pull() {

@@ -26,6 +26,8 @@ pub const CREATE_CONTAINER_CONFIG_ERROR: &str = "CreateContainerConfigError";
 pub const CREATE_CONTAINER_ERROR: &str = "CreateContainerError";
 /// The runtime could not start the container.
 pub const RUN_CONTAINER_ERROR: &str = "RunContainerError";
+/// The hook after the start failed.
+pub const POST_START_HOOK_ERROR: &str = "PostStartHookError";
 /// Exit code 0.
 pub const COMPLETED: &str = "Completed";
 /// Any other exit code.

@@ -56,6 +56,7 @@ impl Worker {
             published: self.pod.status.clone().unwrap_or_default(),
         };
         inputs.images = self.gather_images(&inputs).await;
+        inputs.probes = self.probers.observe(&inputs);
         Ok(inputs)
     }
 

@@ -163,8 +163,15 @@ impl Cluster {
         };
         let client = in_process(self.statuses.between(self.server.in_process(UserInfo::node(NODE))));
         let runtime = Arc::new(self.runtime.clone());
-        let kubelet =
-            Kubelet::new(config, client, runtime.clone(), runtime, self.clock.clone(), Rng::seeded(3));
+        let kubelet = Kubelet::new(
+            config,
+            client,
+            runtime.clone(),
+            runtime.clone(),
+            self.clock.clone(),
+            Rng::seeded(3),
+        )
+        .with_probe_network(runtime);
         self.agent = Some(tokio::spawn(async move { kubelet.run(std::future::pending()).await.unwrap() }));
     }
 

@@ -45,7 +45,7 @@ pub(super) fn failure_holds_back(
                 .push(PodAction::Report(reasons::start_failed_event(name, reasons::IMAGE_PULL_BACK_OFF)));
         }
     }
-    if failure.reason == reasons::RUN_CONTAINER_ERROR && exited {
+    if failure.left_an_instance() && exited {
         // What ended is an instance like any other: its restart back-off decides.
         return false;
     }
