@@ -273,11 +273,12 @@ async fn link_log(context: &Context, pod: &Pod, container: &str, id: &ContainerI
 
 /// Runs the preStop hook of a container that is not to be stopped yet.
 pub(crate) async fn pre_stop(
-    _context: Arc<Context>,
-    _pod: Arc<Pod>,
+    context: Arc<Context>,
+    pod: Arc<Pod>,
     id: ContainerId,
-    _grace: Duration,
+    grace: Duration,
 ) -> Outcome {
+    hooks::before_stop(&context, &pod, &id, grace).await;
     Outcome::PreStopped(id)
 }
 
@@ -286,9 +287,9 @@ pub(crate) async fn stop_container(
     pod: Arc<Pod>,
     id: ContainerId,
     grace: Duration,
-    _pre_stop: bool,
+    pre_stop: bool,
 ) -> Outcome {
-    match hooks::stop(&context, &pod, &id, grace, true).await {
+    match hooks::stop(&context, &pod, &id, grace, pre_stop).await {
         Ok(()) => Outcome::TeardownDone,
         Err(why) => teardown_failed(&context, &pod, &why),
     }

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod lifecycle;
+mod probing;
 #[path = "pods/volumes.rs"]
 mod volumes;
 

@@ -139,3 +139,7 @@ fn described(hook: &LifecycleHandler) -> String {
     );
     format!("&LifecycleHandler{{Exec:nil,HTTPGet:nil,TCPSocket:{tcp},Sleep:nil,}}")
 }
+
+#[cfg(test)]
+#[path = "hooks_tests.rs"]
+mod tests;

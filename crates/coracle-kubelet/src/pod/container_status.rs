@@ -34,13 +34,15 @@ fn observed(i: &PodInputs, member: &Member<'_>) -> ContainerStatus {
     let container = member.container.as_ref();
     let name = container.name.as_str();
     let previous = i.previous(name);
-    // An instance that a start in flight has made but not started yet is not shown.
+    // An instance that a start in flight has made but not started yet is not shown, nor one whose start is not over
+    // before its hook is.
     let starting = i.is_starting(name);
-    let instances: Vec<_> = i
-        .instances(name)
-        .into_iter()
-        .filter(|c| !(starting && c.container.state == CriState::Created))
-        .collect();
+    let hooked = container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some());
+    let begins = |state: CriState| {
+        state == CriState::Created || hooked && matches!(state, CriState::Running | CriState::Unknown)
+    };
+    let instances: Vec<_> =
+        i.instances(name).into_iter().filter(|c| !(starting && begins(c.container.state))).collect();
     let mut status = ContainerStatus {
         name: name.to_owned(),
         image: container.image.clone().unwrap_or_default(),
@@ -239,6 +241,7 @@ fn describe_running(container: &Container, newest: &cri::ContainerStatus, status
         let ResourceRequirements { limits, requests, .. } = resources.clone();
         status.resources = Some(ResourceRequirements { limits, requests, claims: None });
     }
+    status.stop_signal = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone());
     status.user = newest.user.as_ref().map(|user| ContainerUser {
         linux: Some(LinuxContainerUser {
             uid: user.uid,

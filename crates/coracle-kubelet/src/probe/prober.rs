@@ -308,6 +308,22 @@ mod tests {
     }
 
     #[test]
+    fn a_thousand_instances_are_asked_by_one_prober_one_question_at_a_time() {
+        let mut prober = prober(ProbeKind::Liveness, json!({"failureThreshold": 1}));
+        let mut now = Duration::ZERO;
+        for instance in 0..1000 {
+            let id = id(&instance.to_string());
+            // However often somebody looks.
+            for _ in 0..3 {
+                prober.observe(now, &running(&id, true));
+            }
+            assert!(ask(&mut prober, now + 10 * S, Some(false)) && prober.due().is_none());
+            prober.observe_none();
+            now += 20 * S;
+        }
+    }
+
+    #[test]
     fn only_startup_asks_before_the_start_and_never_after_it() {
         let a = id("a");
         let mut startup = prober(ProbeKind::Startup, json!({"periodSeconds": 3}));

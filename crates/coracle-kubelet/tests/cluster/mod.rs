@@ -1,5 +1,7 @@
 //! A cluster in one process for the node agent: the real API server and store, a scripted runtime, virtual time.
 
+mod asked;
+
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,6 +28,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tower::Service;
 
+pub(crate) use asked::Asked;
+
 pub(crate) const NODE: &str = "node-a";
 
 /// A watch event: its type, the object, and when it came, in seconds since the start.
@@ -35,6 +39,9 @@ pub(crate) struct Cluster {
     pub(crate) admin: Client,
     pub(crate) clock: Clock,
     pub(crate) runtime: ScriptedRuntime,
+    pub(crate) asked: Asked,
+    /// Upper bound of the restart back-off, in seconds.
+    pub(crate) restart_backoff_max: i64,
     pub(crate) events: Informer<Event>,
     pub(crate) nodes: Informer<Node>,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -116,10 +123,13 @@ impl Cluster {
         tokio::spawn(record(admin.clone(), clock.clone(), seen.clone(), news.clone()));
         let informer =
             |rng| Informer::start(admin.clone(), ListOptions::default(), clock.clone(), Rng::seeded(rng));
+        let runtime = ScriptedRuntime::new(clock.clone());
         Cluster {
             events: informer(5),
             nodes: Informer::start(admin.clone(), ListOptions::default(), clock.clone(), Rng::seeded(6)),
-            runtime: ScriptedRuntime::new(clock.clone()),
+            asked: Asked::new(runtime.clone(), clock.clone()),
+            restart_backoff_max: 300,
+            runtime,
             admin,
             clock,
             seen,
@@ -159,19 +169,14 @@ impl Cluster {
             hosts_file: directory.join("hosts"),
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
-            restart_backoff_max: jiff::SignedDuration::from_secs(300),
+            restart_backoff_max: jiff::SignedDuration::from_secs(self.restart_backoff_max),
         };
         let client = in_process(self.statuses.between(self.server.in_process(UserInfo::node(NODE))));
         let runtime = Arc::new(self.runtime.clone());
-        let kubelet = Kubelet::new(
-            config,
-            client,
-            runtime.clone(),
-            runtime.clone(),
-            self.clock.clone(),
-            Rng::seeded(3),
-        )
-        .with_probe_network(runtime);
+        let network = Arc::new(self.asked.clone());
+        let kubelet =
+            Kubelet::new(config, client, runtime.clone(), runtime, self.clock.clone(), Rng::seeded(3))
+                .with_probe_network(network);
         self.agent = Some(tokio::spawn(async move { kubelet.run(std::future::pending()).await.unwrap() }));
     }
 
@@ -264,6 +269,12 @@ impl Cluster {
     pub(crate) fn history(&self, name: &str) -> Vec<Seen> {
         let seen = self.seen.lock().unwrap();
         seen.iter().filter(|(_, pod, _)| pod["metadata"]["name"] == name).cloned().collect()
+    }
+
+    /// What a watch has shown last of a Pod.
+    pub(crate) fn last(&self, name: &str) -> Option<Seen> {
+        let seen = self.seen.lock().unwrap();
+        seen.iter().rfind(|(_, pod, _)| pod["metadata"]["name"] == name).cloned()
     }
 
     /// One short line for each step that a watch has shown, repetitions left out.

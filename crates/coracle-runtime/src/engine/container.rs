@@ -474,6 +474,7 @@ fn stop_signal(config: &ContainerConfig, image: &ImageRunConfig) -> CriResult<i3
     let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
     if let Some(offset) = bare.strip_prefix("RTMIN") {
         let offset: i32 = offset
+            .trim_start_matches("PLUS")
             .trim_start_matches('+')
             .parse()
             .or_else(|e| if offset.is_empty() { Ok(0) } else { Err(e) })
@@ -482,12 +483,19 @@ fn stop_signal(config: &ContainerConfig, image: &ImageRunConfig) -> CriResult<i3
     }
     if let Some(offset) = bare.strip_prefix("RTMAX") {
         let offset: i32 = offset
+            .trim_start_matches("MINUS")
             .trim_start_matches('-')
             .parse()
             .or_else(|e| if offset.is_empty() { Ok(0) } else { Err(e) })
             .map_err(|_| unknown())?;
         return Some(64 - offset).filter(|n| (34..=64).contains(n)).ok_or_else(unknown);
     }
+    let bare = match bare {
+        "CLD" => "CHLD",
+        "IOT" => "ABRT",
+        "POLL" => "IO",
+        other => other,
+    };
     format!("SIG{bare}").parse::<Signal>().map(|signal| signal as i32).map_err(|_| unknown())
 }
 
@@ -575,6 +583,9 @@ mod tests {
         assert_eq!(signal("9"), Ok(9));
         assert_eq!(signal("SIGRTMIN+3"), Ok(37));
         assert_eq!(signal("SIGRTMAX-1"), Ok(63));
+        // As the API names them.
+        assert_eq!((signal("SIGRTMINPLUS15"), signal("SIGRTMAXMINUS14")), (Ok(49), Ok(50)));
+        assert_eq!((signal("SIGCLD"), signal("SIGIOT"), signal("SIGPOLL")), (Ok(17), Ok(6), Ok(29)));
         assert!(signal("SIGFOO").is_err());
     }
 

@@ -152,6 +152,10 @@ fn plan_running(i: &PodInputs, member: &Member<'_>, newest: &ContainerStatus, pl
         plan.wait(WaitingOn::ContainerStop { id, deadline: stop.deadline.unwrap_or(i.now) });
         return;
     }
+    if i.is_starting(&name) {
+        // Its start is not over before its hook is.
+        return;
+    }
     let Some(kill) = reason_to_kill(i, member, newest) else {
         plan.wait(if initialization::is_started(i, member, newest) {
             WaitingOn::ContainerExit { container: name }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coracle_clock::later;
-use coracle_cri::{ContainerStatus, PodSandboxState};
+use coracle_cri::{ContainerState, ContainerStatus, PodSandboxState};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Container;
 
@@ -18,6 +18,10 @@ pub(super) fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut Po
         match key {
             OperationKey::PullImage(_) => plan.actions.push(PodAction::Cancel(key.clone())),
             OperationKey::CreateSandbox => plan.wait(WaitingOn::Sandbox),
+            // Its hook may take for ever; the container is there to be stopped.
+            OperationKey::StartContainer(name) if runs_post_start(i, name) => {
+                plan.actions.push(PodAction::Cancel(key.clone()));
+            }
             OperationKey::StartContainer(name) => {
                 plan.wait(WaitingOn::ContainerStart { container: name.clone() });
             }
@@ -99,6 +103,13 @@ fn is_its_turn(i: &PodInputs, member: &Member<'_>) -> bool {
     !containers::regular(i.spec()).chain(later).any(|other| {
         i.is_starting(other.name()) || i.instances(other.name()).iter().any(|c| is_alive(c.container.state))
     })
+}
+
+/// Whether a start in flight has come to the hook of the container.
+fn runs_post_start(i: &PodInputs, name: &str) -> bool {
+    let member = containers::find(i.spec(), name);
+    let hook = member.as_ref().and_then(|member| member.container.lifecycle.as_ref()?.post_start.as_ref());
+    hook.is_some() && i.newest(name).is_some_and(|newest| newest.container.state == ContainerState::Running)
 }
 
 /// Whether a container has something to do before it is asked to stop.
