@@ -395,6 +395,35 @@ async fn ephemeral_containers_come_by_a_path_that_changes_nothing_else() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_gated_pod_says_so_and_gets_no_node_before_its_gates_are_gone() {
+    let world = World::new().await;
+    let admin = world.admin();
+    let mut gated = pod("p");
+    gated["spec"]["schedulingGates"] = json!([{"name": "g"}]);
+    let made = admin.post(PODS, &gated).await.expect(201);
+    assert_eq!(
+        made["status"]["conditions"],
+        json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "lastProbeTime": null,
+            "lastTransitionTime": "2030-01-01T12:00:00Z",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }])
+    );
+    let binding = json!({ "apiVersion": "v1", "kind": "Binding", "metadata": { "name": "p" }, "target": { "kind": "Node", "name": "n1" } });
+    let refused = admin.post(&format!("{PODS}/p/binding"), &binding).await.message(409);
+    assert!(refused.contains("pod p has non-empty .spec.schedulingGates"), "{refused}");
+    let open = json!({"spec": {"schedulingGates": null, "nodeSelector": {"a": "b"}}});
+    let opened = admin.patch(&format!("{PODS}/p"), "merge", &open).await.expect(200);
+    assert_eq!(opened["metadata"]["generation"], 2);
+    assert_eq!(opened["spec"]["nodeSelector"], json!({"a": "b"}));
+    admin.post(&format!("{PODS}/p/binding"), &binding).await.expect(201);
+    let bound = admin.get(&format!("{PODS}/p")).await.expect(200);
+    assert_eq!(bound["status"]["conditions"].as_array().unwrap().len(), 1);
+    assert_eq!(bound["status"]["conditions"][0]["status"], "True");
+    assert_eq!(bound["status"]["conditions"][0].get("reason"), None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_namespace_goes_when_its_finalizer_does_and_takes_nothing_new() {
     let world = World::new().await;
     let admin = world.admin();

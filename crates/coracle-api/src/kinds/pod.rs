@@ -45,6 +45,14 @@ impl Strategy for PodStrategy {
         if let Ok(class) = class {
             status["qosClass"] = class.as_str().into();
         }
+        if !tree::list_at(pod, &["spec", "schedulingGates"]).is_empty() {
+            let since = tree::at(pod, &["metadata", "creationTimestamp"]).cloned().unwrap_or_default();
+            status["conditions"] = json!([{
+                "type": "PodScheduled", "status": "False", "lastProbeTime": null, "lastTransitionTime": since,
+                "reason": "SchedulingGated",
+                "message": "Scheduling is blocked due to non-empty scheduling gates",
+            }]);
+        }
         tree::set_or_remove(pod, "status", Some(status));
     }
 

@@ -38,6 +38,14 @@ fn short_of_cpu() -> Unschedulable {
     }
 }
 
+#[test]
+fn a_pod_behind_a_gate_needs_no_node_yet() {
+    let mut gated = pod("p", &json!({"schedulingGates": [{"name": "g"}]}));
+    assert!(!PodInfo::of(&gated).needs("default-scheduler"));
+    gated.spec.as_mut().unwrap().scheduling_gates = None;
+    assert!(PodInfo::of(&gated).needs("default-scheduler"));
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     /// A Pod is scheduled, and assumed where it is to go.

@@ -43,6 +43,11 @@ const POD: &[(&str, Honoured)] = &[
     ("nodeSelector", Any),
     ("nodeName", Any),
     ("tolerations", Any),
+    ("schedulingGates", Any),
+    (
+        "affinity",
+        Fields(&[("nodeAffinity", Fields(&[("requiredDuringSchedulingIgnoredDuringExecution", Any)]))]),
+    ),
     ("hostname", Any),
     ("subdomain", Any),
     ("setHostnameAsFQDN", Any),
@@ -256,9 +261,7 @@ mod tests {
         let not_yet =
             |path: &str, what: &str| format!("{path}: Forbidden: {what} is not supported by Coracle yet");
         for (field, value) in [
-            ("affinity", json!({"nodeAffinity": {}})),
             ("topologySpreadConstraints", json!([{}])),
-            ("schedulingGates", json!([{"name": "g"}])),
             ("resourceClaims", json!([{"name": "r"}])),
             ("runtimeClassName", json!("x")),
             ("overhead", json!({"cpu": "1"})),
@@ -289,6 +292,20 @@ mod tests {
                 [not_yet(&format!("spec.containers[1].{field}"), field)]
             );
         }
+        let term = json!([{"topologyKey": "z"}]);
+        assert_eq!(
+            refusals(&json!({"affinity": {
+                "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term},
+                "nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1}]},
+            }})),
+            [
+                not_yet("spec.affinity.podAffinity", "podAffinity"),
+                not_yet(
+                    "spec.affinity.nodeAffinity.preferredDuringSchedulingIgnoredDuringExecution",
+                    "preferredDuringSchedulingIgnoredDuringExecution"
+                ),
+            ]
+        );
         for (container, path, what) in [
             (
                 json!({"resources": {"limits": {"ephemeral-storage": "1Gi"}}}),
@@ -386,7 +403,8 @@ mod tests {
             }],
             "ephemeralContainers": [{"name": "e", "image": "i", "targetContainerName": "c"}],
             "activeDeadlineSeconds": 5, "readinessGates": [{"conditionType": "x"}],
-            "volumes": [], "affinity": {}, "hostNetwork": false, "dnsPolicy": "Default", "priority": 0,
+            "schedulingGates": [{"name": "g"}],
+            "volumes": [], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}}, "hostNetwork": false, "dnsPolicy": "Default", "priority": 0,
             "securityContext": {"supplementalGroups": [1], "runAsNonRoot": true}, "automountServiceAccountToken": false,
         });
         assert_eq!(refusals(&spec), Vec::<String>::new());
