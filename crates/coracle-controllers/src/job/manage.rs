@@ -91,7 +91,7 @@ impl Look<'_> {
             let failures = last.map_or((0, 0), |pod| {
                 indexed::failures_with(pod, &policy::judge(self.spec.pod_failure_policy.as_ref(), pod))
             });
-            let until = last.map(|pod| ended_at(pod, self.now) + backoff(failures.0 + failures.1));
+            let until = last.map(|pod| self.ends.of(pod, self.now) + backoff(failures.0 + failures.1));
             match until.filter(|until| *until > self.now) {
                 Some(until) => plan.wake(until),
                 None => plan.create.push(Birth { index: Some(index), failures: Some(failures) }),
@@ -105,7 +105,7 @@ impl Look<'_> {
         self.held.iter().filter(|pod| has_failed(pod, self.spec) && index_of(pod) == Some(index)).max_by_key(
             |pod| {
                 let (counted, ignored) = indexed::failures_with(pod, &verdict(pod));
-                (counted + ignored, ended_at(pod, self.now))
+                (counted + ignored, self.ends.of(pod, self.now))
             },
         )
     }
@@ -117,8 +117,8 @@ impl Look<'_> {
             .iter()
             .filter(|pod| !self.ignored.contains(uid(pod)))
             .filter_map(|pod| match pods::phase(pod) {
-                "Succeeded" => Some((ended_at(pod, self.now), true)),
-                _ if has_failed(pod, self.spec) => Some((ended_at(pod, self.now), false)),
+                "Succeeded" => Some((self.ends.of(pod, self.now), true)),
+                _ if has_failed(pod, self.spec) => Some((self.ends.of(pod, self.now), false)),
                 _ => None,
             })
             .collect();
@@ -165,19 +165,4 @@ fn backoff(failures: i64) -> SignedDuration {
             BACKOFF_FIRST.checked_mul(factor).map_or(BACKOFF_MAX, |delay| delay.min(BACKOFF_MAX))
         }
     }
-}
-
-/// When a Pod ended: with its last container; or when it was told to.
-fn ended_at(pod: &Pod, now: Timestamp) -> Timestamp {
-    let statuses =
-        pod.status.as_ref().and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
-    let ends = statuses.iter().filter_map(|status| {
-        status.state.as_ref()?.terminated.as_ref()?.finished_at.as_ref().map(|time| time.0)
-    });
-    let deleted = pod.metadata.deletion_timestamp.as_ref().map(|time| {
-        let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
-        time.0.checked_sub(SignedDuration::from_secs(grace)).unwrap_or(time.0)
-    });
-    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    ends.max().or(deleted).or(created).unwrap_or(now).min(now)
 }

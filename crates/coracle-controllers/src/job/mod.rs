@@ -3,6 +3,7 @@
 //! [`reconcile()`] decides from a copy of the cluster; this loop carries it out: first the status is written, then counted
 //! Pods lose their finalizer, then Pods go and come. Death between any two of these counts nothing twice.
 
+mod ends;
 mod indexed;
 mod manage;
 mod policy;
@@ -11,16 +12,19 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use coracle_client::request::PatchBody;
 use coracle_client::{ErrorExt as _, EventType, ObjectKey, key_of, reference, request, revision_of, uid_of};
 use coracle_clock::{Clock, Rng};
+use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Client, Error};
 use serde_json::json;
 
+pub use ends::Ends;
 pub use reconcile::{Birth, FINALIZER, Plan, is_held, reconcile};
 pub(crate) use state::end_of;
 
@@ -36,13 +40,15 @@ const WORKERS: usize = 5;
 struct Shell {
     desk: Desk<Job, Pod>,
     births: Births,
+    /// By Job, where nodes' clocks are ahead.
+    ends: Mutex<BTreeMap<ObjectKey, Ends>>,
 }
 
 pub(crate) async fn run(client: Client, inputs: ControllerInputs, clock: Clock, rng: Rng) {
     let wants = |job: &Job| selector(job.spec.as_ref()?.selector.as_ref()?);
     let copies = (inputs.jobs, inputs.pods);
     let desk = Desk::open(NAME, client, clock, copies, wants, Some(FINALIZER)).await;
-    let shell = Shell { desk, births: Births::new(rng) };
+    let shell = Shell { desk, births: Births::new(rng), ends: Mutex::default() };
     let look = |key: ObjectKey| {
         let shell = &shell;
         async move { shell.look(&key).await }
@@ -58,7 +64,8 @@ impl Shell {
             Case::Open(job, held) => (job, held),
         };
         self.births.settle(key, |name| self.desk.children.get(&key.namespace, name).is_some());
-        let plan = reconcile(&job, &held, self.desk.clock.now());
+        let now = self.desk.clock.now();
+        let plan = reconcile(&job, &held, &self.ends(key, &held, now), now);
         if let Some(at) = plan.wake_at {
             self.desk.wake_at(key, at);
         }
@@ -84,9 +91,22 @@ impl Shell {
         Ok(Looked::Settled)
     }
 
+    /// When the Pods of a Job ended.
+    fn ends(&self, key: &ObjectKey, held: &[Arc<Pod>], now: Timestamp) -> Ends {
+        // Each change is whole before anything can panic.
+        let mut all = self.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ends = all.remove(key).unwrap_or_default();
+        ends.note(held, now);
+        if !ends.is_empty() {
+            all.insert(key.clone(), ends.clone());
+        }
+        ends
+    }
+
     /// The Pods of a Job that is gone are nobody's to count. The copy may only be behind, so that the server is asked.
     async fn let_go(&self, key: &ObjectKey, strays: &[Arc<Pod>]) -> Result<Looked, Error> {
         self.births.forget(key);
+        self.ends(key, &[], self.desk.clock.now());
         let strays: Vec<_> = strays.iter().filter(|pod| is_held(pod)).collect();
         if strays.is_empty() {
             return Ok(Looked::Settled);

@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::batch::v1::{Job, JobSpec, JobStatus};
 use k8s_openapi::api::core::v1::Pod;
 
+use super::ends::Ends;
 use super::indexed::{self, index_of};
 use super::policy::{self, Verdict};
 use super::state::{self, Conditions};
@@ -89,9 +90,9 @@ pub(super) fn has_failed(pod: &Pod, spec: &JobSpec) -> bool {
             && pods::phase(pod) != "Succeeded")
 }
 
-/// Decides about the Pods that a Job holds.
+/// Decides about the Pods that a Job holds, which `ends` has taken note of.
 #[must_use]
-pub fn reconcile(job: &Job, held: &[Arc<Pod>], now: Timestamp) -> Plan {
+pub fn reconcile(job: &Job, held: &[Arc<Pod>], ends: &Ends, now: Timestamp) -> Plan {
     let mut plan = Plan::nothing(job);
     let Some(spec) = &job.spec else { return plan };
     if spec.managed_by.as_deref().is_some_and(|manager| manager != "kubernetes.io/job-controller") {
@@ -104,7 +105,7 @@ pub fn reconcile(job: &Job, held: &[Arc<Pod>], now: Timestamp) -> Plan {
         plan.status = job.status.clone().unwrap_or_default();
         return plan;
     }
-    let mut look = Look::at(spec, held, now, plan.status.clone());
+    let mut look = Look::at(spec, held, ends, now, plan.status.clone());
     look.count();
     let suspended = spec.suspend == Some(true);
     if plan.status.start_time.is_none() && !suspended {
@@ -158,6 +159,7 @@ impl Ending {
 pub(super) struct Look<'a> {
     pub(super) spec: &'a JobSpec,
     pub(super) held: &'a [Arc<Pod>],
+    pub(super) ends: &'a Ends,
     pub(super) now: Timestamp,
     pub(super) active: Vec<Arc<Pod>>,
     pub(super) terminating: usize,
@@ -173,7 +175,13 @@ pub(super) struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    fn at(spec: &'a JobSpec, held: &'a [Arc<Pod>], now: Timestamp, status: JobStatus) -> Self {
+    fn at(
+        spec: &'a JobSpec,
+        held: &'a [Arc<Pod>],
+        ends: &'a Ends,
+        now: Timestamp,
+        status: JobStatus,
+    ) -> Self {
         let listed = status.uncounted_terminated_pods.clone().unwrap_or_default();
         let completions = i64::from(spec.completions.unwrap_or(0));
         let is_indexed = spec.completion_mode.as_deref() == Some("Indexed");
@@ -189,6 +197,7 @@ impl<'a> Look<'a> {
             ignored: BTreeSet::new(),
             spec,
             held,
+            ends,
             now,
             status,
         }

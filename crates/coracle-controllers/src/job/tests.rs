@@ -7,7 +7,7 @@ use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
-use super::{Birth, FINALIZER, Plan, make, reconcile};
+use super::{Birth, Ends, FINALIZER, Plan, make, reconcile};
 
 const START: &str = "2030-01-01T00:00:00Z";
 
@@ -16,6 +16,9 @@ struct World {
     job: Job,
     pods: Vec<Pod>,
     now: Timestamp,
+    /// How far the nodes' clock is ahead.
+    ahead: SignedDuration,
+    ends: Ends,
     serial: usize,
     events: Vec<String>,
 }
@@ -39,14 +42,17 @@ impl World {
             job: serde_json::from_value(job).unwrap(),
             pods: Vec::new(),
             now: START.parse().unwrap(),
+            ahead: SignedDuration::ZERO,
+            ends: Ends::default(),
             serial: 0,
             events: Vec::new(),
         }
     }
 
-    fn plan(&self) -> Plan {
+    fn plan(&mut self) -> Plan {
         let held: Vec<Arc<Pod>> = self.pods.iter().cloned().map(Arc::new).collect();
-        reconcile(&self.job, &held, self.now)
+        self.ends.note(&held, self.now);
+        reconcile(&self.job, &held, &self.ends, self.now)
     }
 
     /// Looks until nothing is left to be done now; when it wants to look again.
@@ -96,7 +102,7 @@ impl World {
             "phase": if code == 0 { "Succeeded" } else { "Failed" },
             "containerStatuses": [{
                 "name": "c", "image": "i", "imageID": "i", "ready": false, "restartCount": 0,
-                "state": {"terminated": {"exitCode": code, "finishedAt": self.now.to_string()}},
+                "state": {"terminated": {"exitCode": code, "finishedAt": (self.now + self.ahead).to_string()}},
             }],
         });
         let pod = self.pods.iter_mut().find(|pod| pod.metadata.name.as_deref() == Some(name)).unwrap();
@@ -177,6 +183,26 @@ fn failures_wait_twice_as_long_each_time_until_there_are_too_many() {
     );
     assert_eq!(world.status("failed"), 4);
     assert_eq!(world.events, ["BackoffLimitExceeded"]);
+}
+
+#[test]
+fn a_node_whose_clock_is_ahead_does_not_make_the_wait_longer() {
+    let mut world = World::new(&json!({"backoffLimit": 3}));
+    world.ahead = SignedDuration::from_mins(16);
+    world.settle();
+    let mut waits = Vec::new();
+    for failure in 1..=3 {
+        world.end(&format!("p{failure}"), 1);
+        let began = world.now;
+        let at = world.settle().unwrap();
+        waits.push(at.as_second() - began.as_second());
+        // What happens meanwhile does not begin the wait anew.
+        world.later(5);
+        assert_eq!(world.settle(), Some(at));
+        world.now = at;
+        world.settle();
+    }
+    assert_eq!(waits, [10, 20, 40]);
 }
 
 #[test]
