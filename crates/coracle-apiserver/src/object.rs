@@ -23,12 +23,11 @@ pub(crate) struct NotAnObject;
 /// Encodes an object for the store.
 pub(crate) fn encode(object: &Value) -> Bytes {
     let empty = Map::new();
-    let text = |value: Option<&Value>| value.cloned().unwrap_or(Value::Null).to_string();
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(br#"{"apiVersion":"#);
-    out.extend_from_slice(text(object.get("apiVersion")).as_bytes());
+    write_json(&mut out, object.get("apiVersion").unwrap_or(&Value::Null));
     out.extend_from_slice(br#","kind":"#);
-    out.extend_from_slice(text(object.get("kind")).as_bytes());
+    write_json(&mut out, object.get("kind").unwrap_or(&Value::Null));
     out.push(b',');
     out.extend_from_slice(METADATA);
     let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
@@ -51,9 +50,13 @@ fn member(out: &mut Vec<u8>, key: &str, value: &Value, first: &mut bool) {
         out.push(b',');
     }
     *first = false;
-    out.extend_from_slice(Value::from(key).to_string().as_bytes());
+    write_json(out, key);
     out.push(b':');
-    out.extend_from_slice(value.to_string().as_bytes());
+    write_json(out, value);
+}
+
+fn write_json(out: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
+    serde_json::to_writer(out, value).expect("texts and trees serialize, and memory takes them");
 }
 
 /// Where the head of `stored` ends, which is where the revision goes.

@@ -25,8 +25,11 @@ use crate::object;
 use crate::read::{ListOptions, include_object, partial, resource_version};
 use crate::server::{Core, store_failed};
 
-/// How often an idle watch that asked for bookmarks gets one.
+/// How often a watch that asked for bookmarks gets one.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// And how often at least, if nothing happens that it would tell of: within the age of the history, so that it can be
+/// resumed.
+const BOOKMARK_IDLE: Duration = Duration::from_secs(180);
 /// Watches without a limit of their own end after this long or up to twice that, as upstream's.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Lines are joined up to this size before they are sent: a record of TLS holds no more.
@@ -137,6 +140,7 @@ impl Core {
             pending: VecDeque::new(),
             deadline: now + limit,
             bookmark_at: bookmarks.then(|| now + BOOKMARK_EVERY),
+            bookmark_pause: BOOKMARK_EVERY,
             bookmark_due: None,
             bookmarked: after,
             columns_sent: false,
@@ -179,6 +183,8 @@ struct Session {
     pending: VecDeque<Bytes>,
     deadline: Duration,
     bookmark_at: Option<Duration>,
+    /// The time between bookmarks, which grows as long as there are no events between them.
+    bookmark_pause: Duration,
     /// The bookmark behind the events.
     bookmark_due: Option<Revision>,
     bookmarked: Revision,
@@ -267,7 +273,8 @@ impl Session {
             Some((Err(end), _)) => self.end(&end),
             None => {}
         }
-        self.bookmark_at = self.bookmark_at.map(|_| now + BOOKMARK_EVERY);
+        self.bookmark_pause = (self.bookmark_pause * 2).min(BOOKMARK_IDLE);
+        self.bookmark_at = self.bookmark_at.map(|_| now + self.bookmark_pause);
         if now >= self.deadline && self.ended.is_none() {
             self.ended = Some(None);
         }
@@ -289,6 +296,7 @@ impl Session {
         }
         let Some(kind) = view(old, new) else { return };
         if let Some(stored) = event.shown(kind) {
+            self.bookmark_pause = BOOKMARK_EVERY / 2;
             self.push_line(kind, stored, event.revision, Some(event));
         }
     }

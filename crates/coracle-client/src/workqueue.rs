@@ -72,7 +72,7 @@ impl<K: Ord + Clone> Workqueue<K> {
     /// Adds a key now.
     pub fn add(&self, key: K) {
         self.0.lock().enqueue(key);
-        self.0.changed.notify_waiters();
+        self.0.changed.notify_one();
     }
 
     /// Adds a key after a delay. A key that is already waiting keeps the earlier time.
@@ -93,8 +93,11 @@ impl<K: Ord + Clone> Workqueue<K> {
             let at = (due, state.serial);
             state.delayed.insert(at, key.clone());
             state.due.insert(key, at);
+            if state.delayed.keys().next() != Some(&at) {
+                return;
+            }
         }
-        self.0.changed.notify_waiters();
+        self.0.changed.notify_one();
     }
 
     /// Adds a key after its back-off, which doubles; returns the delay.
@@ -135,6 +138,11 @@ impl<K: Ord + Clone> Workqueue<K> {
                 if let Some(key) = state.ready.pop_front() {
                     state.dirty.remove(&key);
                     state.claimed.insert(key.clone());
+                    // One worker is woken at a time; who takes something wakes the next if there is more to take or to
+                    // wait for.
+                    if !state.ready.is_empty() || !state.delayed.is_empty() {
+                        self.0.changed.notify_one();
+                    }
                     return Some(Claim { key, queue: self.0.clone() });
                 }
                 if state.closed {
@@ -224,11 +232,12 @@ impl<K: Ord + Clone> Drop for Claim<K> {
         {
             let mut state = self.queue.lock();
             state.claimed.remove(&self.key);
-            if state.dirty.contains(&self.key) {
-                state.ready.push_back(self.key.clone());
+            if !state.dirty.contains(&self.key) {
+                return;
             }
+            state.ready.push_back(self.key.clone());
         }
-        self.queue.changed.notify_waiters();
+        self.queue.changed.notify_one();
     }
 }
 

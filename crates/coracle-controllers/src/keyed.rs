@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use coracle_client::{ErrorExt as _, ObjectKey, Subscription, Workqueue};
 use coracle_clock::{Clock, select};
-use futures::future::{join, join_all};
+use futures::StreamExt as _;
+use futures::future::join;
+use futures::stream::FuturesUnordered;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_secs(60);
@@ -19,6 +21,13 @@ pub(crate) enum Looked {
     Again,
     /// The same, and not later than this.
     Within(Duration),
+}
+
+/// Runs all of them until each has ended. One that is woken costs the others nothing, which is what `join_all` does not
+/// do for a few: it would ask all of them.
+pub(crate) async fn all<W: Future>(of: impl IntoIterator<Item = W>) {
+    let mut running: FuturesUnordered<W> = of.into_iter().collect();
+    while running.next().await.is_some() {}
 }
 
 /// Which keys a changed object of one informer is about.
@@ -51,7 +60,7 @@ where
 {
     let queue = queue(clock);
     let queue = &queue;
-    let feeds = join_all(sources.into_iter().map(|mut source| async move {
+    let feeds = all(sources.into_iter().map(|mut source| async move {
         while let Some(keys) = source.changes.changed().await {
             keys.into_iter().filter_map(source.keys).for_each(|key| queue.add(key));
         }
@@ -73,7 +82,7 @@ where
     W: Future<Output = Result<Looked, kube::Error>>,
 {
     let look = &look;
-    join_all((0..workers).map(|_| async move {
+    all((0..workers).map(|_| async move {
         while let Some(key) = queue.next().await {
             match look(key.clone()).await {
                 Ok(Looked::Settled) => queue.forget(&key),

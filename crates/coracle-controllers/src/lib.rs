@@ -29,7 +29,7 @@ use std::sync::{Mutex, PoisonError};
 use coracle_client::{Informer, ListOptions, Object, supervise};
 use coracle_clock::{Clock, Rng, select};
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, join_all};
+use futures::future::BoxFuture;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
 use k8s_openapi::api::coordination::v1::Lease;
@@ -270,9 +270,9 @@ pub async fn run_all(
     team.add(Identity::Endpoints, |own| endpoints::run(own, all(), time()));
     team.add(Identity::EndpointSlice, |own| endpoint_slice::run(own, all(), time()));
     team.add(Identity::EndpointSliceMirroring, |own| endpoint_slice::run_mirror(own, all(), time()));
-    let running = join_all(team.running);
+    let running = keyed::all(team.running);
     select! {
         () = shutdown => {}
-        _ = running => {}
+        () = running => {}
     }
 }

@@ -78,7 +78,12 @@ impl Cluster {
 
     /// Nodes in order of their names, with what is used of them.
     pub fn nodes(&self) -> impl Iterator<Item = (&NodeInfo, &NodeState)> {
-        self.nodes.values().map(|node| (node, self.state(&node.name)))
+        // Both are in order: there is nothing to look up.
+        let mut states = self.states.iter().peekable();
+        self.nodes.values().map(move |node| {
+            while states.next_if(|(name, _)| **name < node.name).is_some() {}
+            (node, states.next_if(|(name, _)| **name == node.name).map_or(&self.idle, |(_, state)| state))
+        })
     }
 
     /// What is used of a node.

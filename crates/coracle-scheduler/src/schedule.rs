@@ -31,8 +31,10 @@ pub enum Decision {
     Bind {
         /// The node.
         node: String,
-        /// What each node that would do was worth.
-        scores: BTreeMap<String, i64>,
+        /// What it is worth, which no other exceeds.
+        score: i64,
+        /// How many nodes would do, and how many of them are worth as much.
+        choice: (usize, usize),
     },
     /// It cannot go anywhere now.
     Unschedulable(Unschedulable),
@@ -53,28 +55,24 @@ const SCORE_MAX: i64 = 100;
 /// Decides where `pod` goes. `tie` picks among equally good nodes.
 #[must_use]
 pub fn schedule(pod: &PodInfo, cluster: &Cluster, profile: &Profile, tie: u64) -> Decision {
-    let mut by_node = BTreeMap::new();
-    let mut feasible = Vec::new();
-    for (node, state) in cluster.nodes() {
-        let refusals = refusals(pod, node, state);
-        if refusals.is_empty() {
-            feasible.push((node, state));
-        } else {
-            by_node.insert(node.name.clone(), refusals);
-        }
-    }
-    if feasible.is_empty() {
-        let message = explain(pod, &by_node);
-        return Decision::Unschedulable(Unschedulable { by_node, message });
-    }
+    let feasible: Vec<_> =
+        cluster.nodes().filter(|(node, state)| refusals(pod, node, state).is_empty()).collect();
     let scores = score(pod, &feasible, profile);
-    let best = scores.values().copied().max().unwrap_or(0);
-    let equals: Vec<_> = scores.iter().filter(|(_, score)| **score == best).map(|(node, _)| node).collect();
-    let index = usize::try_from(tie % equals.len().max(1) as u64).unwrap_or(0);
-    Decision::Bind { node: equals[index].clone(), scores }
+    let best = scores.iter().copied().max().unwrap_or(0);
+    let equals = || feasible.iter().zip(&scores).filter(|(_, score)| **score == best);
+    let count = equals().count();
+    let index = usize::try_from(tie % count.max(1) as u64).unwrap_or(0);
+    if let Some(((node, _), _)) = equals().nth(index) {
+        return Decision::Bind { node: node.name.clone(), score: best, choice: (feasible.len(), count) };
+    }
+    // What is in the way is worth writing down only where all is.
+    let by_node = cluster.nodes().map(|(node, state)| (node.name.clone(), refusals(pod, node, state)));
+    let by_node = by_node.collect();
+    let message = explain(pod, &by_node);
+    Decision::Unschedulable(Unschedulable { by_node, message })
 }
 
-fn score(pod: &PodInfo, feasible: &[(&NodeInfo, &NodeState)], profile: &Profile) -> BTreeMap<String, i64> {
+fn score(pod: &PodInfo, feasible: &[(&NodeInfo, &NodeState)], profile: &Profile) -> Vec<i64> {
     let disliked = |node| i64::try_from(disliked_taints(pod, node)).unwrap_or(i64::MAX);
     let most_disliked = feasible.iter().map(|(node, _)| disliked(node)).max().unwrap_or(0);
     feasible
@@ -84,8 +82,7 @@ fn score(pod: &PodInfo, feasible: &[(&NodeInfo, &NodeState)], profile: &Profile)
                 0 => SCORE_MAX,
                 most => SCORE_MAX - SCORE_MAX * disliked(node) / most,
             };
-            let score = profile.least_loaded * least_loaded(pod, node, state) + profile.taints * taints;
-            (node.name.clone(), score)
+            profile.least_loaded * least_loaded(pod, node, state) + profile.taints * taints
         })
         .collect()
 }

@@ -196,8 +196,8 @@ impl Run {
                 continue;
             }
             match schedule(&pod, &self.cluster, &self.profile, self.rng.next_u64()) {
-                Decision::Bind { node, scores } => {
-                    tracing::debug!(pod = %pod.key, node, ?scores, "scheduled");
+                Decision::Bind { node, score, choice } => {
+                    tracing::debug!(pod = %pod.key, node, score, ?choice, "scheduled");
                     self.cluster.assume(&pod, &node);
                     self.start_binding(pod, node);
                 }

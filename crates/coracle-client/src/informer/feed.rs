@@ -1,17 +1,16 @@
 //! List, then watch, for ever.
 
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_clock::{Clock, Rng};
-use futures::TryStreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Request;
 use kube::{Client, Error};
 use serde::Deserialize;
 
+use super::lines::Lines;
 use super::store::Store;
 use crate::object::parse_revision;
 use crate::request::send;
@@ -19,8 +18,8 @@ use crate::{Backoff, ErrorExt as _, Object};
 
 /// Objects per page of a list, as client-go asks for.
 const PAGE: u32 = 500;
-/// How long the server keeps a watch open; below the read time-out of a connection.
-const WATCH_SECONDS: u32 = 290;
+/// How long the server keeps a watch open. Bookmarks and the pings of the connection say that it lives.
+const WATCH_SECONDS: u32 = 1800;
 /// A watch that ends sooner than this, without a word, is not resumed at once.
 const SHORT_WATCH: Duration = Duration::from_secs(1);
 
@@ -162,13 +161,12 @@ async fn watch<K: Object>(
         }
         Err(error) => return Ended::Failed(Error::BuildRequest(error)),
     };
-    let events = match client.request_events::<K>(request).await {
-        Ok(events) => events,
+    let mut lines = match Lines::of(client, request).await {
+        Ok(lines) => lines,
         Err(error) => return failed(error),
     };
-    let mut events = pin!(events);
     loop {
-        let event = match events.try_next().await {
+        let event = match lines.next::<K>().await {
             Ok(Some(event)) => event,
             Ok(None) => return Ended::Closed,
             Err(error) => return failed(error),

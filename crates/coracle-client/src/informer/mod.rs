@@ -3,6 +3,7 @@
 //! `feed` lists and watches and calls [`Store`]; `store` holds the objects and wakes who subscribed.
 
 mod feed;
+mod lines;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -119,6 +119,11 @@ impl Graph {
         key: &ObjectKey,
         now: Option<&ObjectMeta>,
     ) -> BTreeSet<Uid> {
+        if let Some(meta) = now
+            && self.is_known(row, key, meta)
+        {
+            return BTreeSet::new();
+        }
         let uid = now.and_then(|meta| meta.uid.clone()).unwrap_or_default();
         let mut touched = BTreeSet::new();
         let place = (row.storage_prefix, key.clone());
@@ -162,6 +167,20 @@ impl Graph {
                 .filter(|uid| self.items.get(uid).is_some_and(|owner| owner.hold.is_some())),
         );
         touched
+    }
+
+    /// Whether a change says nothing new, and nobody waits for a look: most changes are of that kind.
+    fn is_known(&self, row: &'static Resource, key: &ObjectKey, meta: &ObjectMeta) -> bool {
+        let Some(uid) = &meta.uid else { return false };
+        let Some(item) = self.items.get(uid) else { return false };
+        item.row.storage_prefix == row.storage_prefix
+            && item.key == *key
+            && meta.deletion_timestamp.is_none()
+            && !item.deleting
+            && item.owners == meta.owner_references.as_deref().unwrap_or_default()
+            && !self.needs_look(uid)
+            && item.owners.iter().all(|of| self.items.get(&of.uid).is_none_or(|owner| owner.hold.is_none()))
+            && !self.dependents.get(uid).into_iter().flatten().any(|uid| self.needs_look(uid))
     }
 
     fn unlink(&mut self, owner: &str, dependent: &str) {

@@ -85,7 +85,7 @@ pub(crate) async fn run(client: Client, clock: Clock, mut rng: Rng) {
         queue.add(uid);
     }
     let (collector, queue) = (&collector, &queue);
-    let feeds = join_all(watched.into_iter().map(|(row, informer, mut changes)| async move {
+    let feeds = keyed::all(watched.into_iter().map(|(row, informer, mut changes)| async move {
         while let Some(keys) = changes.changed().await {
             for key in keys {
                 let object = informer.get_key(&key);
@@ -95,7 +95,7 @@ pub(crate) async fn run(client: Client, clock: Clock, mut rng: Rng) {
         }
     }));
     select! {
-        _ = feeds => {}
+        () = feeds => {}
         () = keyed::serve("garbage-collector", queue, WORKERS, |uid| collector.look(queue, uid)) => {}
     }
 }

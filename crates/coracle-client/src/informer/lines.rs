@@ -1,0 +1,69 @@
+//! The events of a watch: one a line of the answer's body, decoded where they arrive.
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use http::header::{ACCEPT_ENCODING, HeaderValue};
+use http_body_util::BodyExt as _;
+use kube::api::WatchEvent;
+use kube::client::Body;
+use kube::core::Status;
+use kube::{Client, Error};
+use serde::de::DeserializeOwned;
+
+/// The body of a watch's answer.
+pub(super) struct Lines {
+    body: Body,
+    /// The end of the last piece, whose line is not complete yet.
+    begun: BytesMut,
+    piece: Bytes,
+}
+
+impl Lines {
+    /// Asks for a watch.
+    pub(super) async fn of(client: &Client, mut request: http::Request<Vec<u8>>) -> Result<Self, Error> {
+        // Compressed, events would wait for each other.
+        request.headers_mut().entry(ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
+        let answer = client.send(request.map(Body::from)).await?;
+        let code = answer.status();
+        let body = answer.into_body();
+        if code.is_success() {
+            return Ok(Lines { body, begun: BytesMut::new(), piece: Bytes::new() });
+        }
+        let said = body.collect().await?.to_bytes();
+        let status = serde_json::from_slice(&said).unwrap_or_else(|_| {
+            Status::failure(String::from_utf8_lossy(&said).trim(), "").with_code(code.as_u16())
+        });
+        Err(Error::Api(status.boxed()))
+    }
+
+    /// The next event; `None` when the watch has ended.
+    pub(super) async fn next<K: DeserializeOwned>(&mut self) -> Result<Option<WatchEvent<K>>, Error> {
+        loop {
+            while let Some(end) = self.piece.iter().position(|byte| *byte == b'\n') {
+                let line = self.piece.split_to(end);
+                self.piece.advance(1);
+                if !self.begun.is_empty() {
+                    self.begun.extend_from_slice(&line);
+                    let whole = self.begun.split();
+                    return event(&whole);
+                }
+                if !line.is_empty() {
+                    return event(&line);
+                }
+            }
+            self.begun.extend_from_slice(&self.piece);
+            self.piece.clear();
+            // What is left without its end was cut off with the watch, and comes again with the next one.
+            let Some(frame) = self.body.frame().await else { return Ok(None) };
+            if let Ok(data) = frame?.into_data() {
+                self.piece = data;
+            }
+        }
+    }
+}
+
+fn event<K: DeserializeOwned>(line: &[u8]) -> Result<Option<WatchEvent<K>>, Error> {
+    serde_json::from_slice(line).map(Some).map_err(|error| match serde_json::from_slice::<Status>(line) {
+        Ok(status) if status.is_failure() => Error::Api(status.boxed()),
+        _ => Error::SerdeError(error),
+    })
+}
