@@ -7,6 +7,7 @@ mod cluster;
 mod measure;
 mod recover;
 mod report;
+mod simulated;
 
 use std::path::PathBuf;
 
@@ -41,6 +42,9 @@ struct Options {
     /// Seconds of idling.
     #[arg(long, default_value_t = 60)]
     idle: u64,
+    /// Only play scenarios on virtual time.
+    #[arg(long)]
+    only_simulated: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -57,6 +61,11 @@ fn main() -> anyhow::Result<()> {
 async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     let clock = Clock::system();
     let mut rows = Vec::new();
+    eprintln!("playing scenarios on virtual time");
+    rows.extend(simulated::rows(&options.coracle, &clock).await?);
+    if options.only_simulated {
+        return Ok(rows);
+    }
 
     eprintln!("starting a cluster {} times", options.starts);
     let mut starts = Vec::new();
