@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use coracle_sim::fuzz;
+use coracle_sim::{Failure, Report, fuzz, fuzz_lives};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,9 +15,13 @@ fn main() -> ExitCode {
         at.and_then(|at| arguments.get(at + 1)).and_then(|text| text.parse().ok()).unwrap_or(usual)
     };
     let (from, seeds, minutes) = (number("--from", 0), number("--seeds", 100), number("--minutes", 10));
+    // Whether Pods have init containers, probes, hooks and all else that belongs to their lives.
+    let lives = arguments.iter().any(|argument| argument == "--lives");
+    let play = if lives { fuzz_lives } else { fuzz };
     if let Some(seed) = arguments.iter().position(|a| a == "--seed").map(|_| number("--seed", 0)) {
-        return one(seed, minutes, arguments.iter().any(|argument| argument == "--quiet"));
+        return one(play(seed, minutes, !arguments.iter().any(|argument| argument == "--quiet")));
     }
+    let more = if lives { " --lives" } else { "" };
     let next = AtomicU64::new(from);
     let (failed, events, hash) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -29,7 +33,7 @@ fn main() -> ExitCode {
                     if seed >= from + seeds {
                         break;
                     }
-                    match fuzz(seed, minutes, false) {
+                    match play(seed, minutes, false) {
                         Ok(report) => {
                             events.fetch_add(report.events, Ordering::Relaxed);
                             let part = u64::from_str_radix(&report.hash, 16).unwrap_or(0);
@@ -38,7 +42,7 @@ fn main() -> ExitCode {
                         Err(failure) => {
                             failed.fetch_add(1, Ordering::Relaxed);
                             println!("{failure}");
-                            println!("  again: cargo run --release -p coracle-sim --example fuzz -- --seed {seed} --minutes {minutes}");
+                            println!("  again: cargo run --release -p coracle-sim --example fuzz -- --seed {seed} --minutes {minutes}{more}");
                         }
                     }
                 }
@@ -50,8 +54,8 @@ fn main() -> ExitCode {
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn one(seed: u64, minutes: u64, quiet: bool) -> ExitCode {
-    match fuzz(seed, minutes, !quiet) {
+fn one(played: Result<Report, Box<Failure>>) -> ExitCode {
+    match played {
         Ok(report) => {
             println!("{report:?}");
             ExitCode::SUCCESS

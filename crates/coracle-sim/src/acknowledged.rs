@@ -1,5 +1,6 @@
 //! What clients were told is done.
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::Deserialize;
@@ -18,19 +19,22 @@ pub(crate) struct Write {
 pub(crate) struct Acknowledged(Arc<Mutex<Vec<Write>>>);
 
 #[derive(Deserialize)]
-struct Head {
-    #[serde(default)]
-    kind: String,
-    #[serde(default)]
-    metadata: Metadata,
+struct Head<'a> {
+    #[serde(default, borrow)]
+    kind: Cow<'a, str>,
+    #[serde(default, borrow)]
+    metadata: Metadata<'a>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct Metadata {
-    namespace: String,
-    name: String,
-    resource_version: String,
+struct Metadata<'a> {
+    #[serde(borrow)]
+    namespace: Cow<'a, str>,
+    #[serde(borrow)]
+    name: Cow<'a, str>,
+    #[serde(borrow)]
+    resource_version: Cow<'a, str>,
 }
 
 impl Acknowledged {
@@ -39,6 +43,7 @@ impl Acknowledged {
         let Ok(Head { kind, metadata }) = serde_json::from_slice(answer) else { return };
         let Metadata { namespace, name, resource_version } = metadata;
         if let Ok(revision) = resource_version.parse() {
+            let (kind, namespace, name) = (kind.into_owned(), namespace.into_owned(), name.into_owned());
             self.list().push(Write { kind, namespace, name, revision });
         }
     }

@@ -29,8 +29,8 @@ pub(crate) fn pod(old: Option<&Pod>, new: Option<&Pod>) -> Option<String> {
         parts.push(format!("reason {}", or_dash(&after.status.reason)));
     }
     let unknown = Container::default();
-    for container in &after.status.container_statuses {
-        let then = before.status.container_statuses.iter().find(|c| c.name == container.name);
+    for container in after.status.all() {
+        let then = before.status.all().find(|c| c.name == container.name);
         let then = then.unwrap_or(&unknown);
         if then.state != container.state {
             parts.push(format!("{} {}→{}", container.name, state(&then.state), state(&container.state)));

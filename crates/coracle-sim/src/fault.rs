@@ -98,6 +98,15 @@ pub enum Fault {
         #[serde(rename = "for")]
         lasts: SignedDuration,
     },
+    /// What scheduler and controllers hear of changes comes later, while what they ask for is done at once: they plan
+    /// from old copies.
+    ComponentsStale {
+        /// By how much.
+        by: SignedDuration,
+        /// After this they hear at once again.
+        #[serde(rename = "for")]
+        lasts: SignedDuration,
+    },
     /// The calendar of a node jumps.
     ClockJump {
         /// Which.

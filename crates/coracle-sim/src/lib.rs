@@ -72,7 +72,7 @@ mod witness;
 mod world;
 
 pub use fault::{Fault, Leftover};
-pub use fuzz::{Failure, Report, fuzz};
+pub use fuzz::{Failure, Report, fuzz, fuzz_lives};
 pub use node::{NodeSettings, usual_image};
 pub use trace::{Listen, Told, Trace, stamp};
 pub use violation::Violation;

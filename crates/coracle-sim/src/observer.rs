@@ -165,11 +165,17 @@ impl Observer {
     /// Takes in everything since it looked last. Returns the time.
     pub(crate) fn look(&mut self) -> Duration {
         let now = self.clock.elapsed();
-        // Objects first: what runs is judged by what there is.
-        self.take_changes();
         let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        // What was answered may be told of already.
+        for (_, _, note) in &notes {
+            self.invariants.answered(note);
+        }
+        // Then objects: what runs is judged by what there is.
+        self.take_changes();
         for (at, node, note) in notes {
             let text = match &note {
+                // So often that nobody would read it.
+                Note::Asked(..) => continue,
                 Note::Call(call) => format!("{node}: {call}"),
                 Note::Started(instance) => {
                     format!("{node}: {} runs {}", instance.container, of_pod(instance))

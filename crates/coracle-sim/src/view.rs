@@ -41,13 +41,44 @@ pub(crate) struct Pod {
 pub(crate) struct PodSpec {
     pub(crate) node_name: Option<String>,
     pub(crate) termination_grace_period_seconds: Option<i64>,
+    pub(crate) restart_policy: String,
+    pub(crate) init_containers: Vec<ContainerSpec>,
     pub(crate) containers: Vec<ContainerSpec>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[serde(rename_all = "camelCase", default)]
 pub(crate) struct ContainerSpec {
+    pub(crate) name: String,
+    pub(crate) image: String,
+    pub(crate) restart_policy: Option<String>,
+    pub(crate) restart_policy_rules: Vec<serde_json::Value>,
+    pub(crate) startup_probe: Option<Probe>,
+    pub(crate) readiness_probe: Option<Probe>,
     pub(crate) resources: Resources,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Probe {
+    exec: Option<Exec>,
+    http_get: Option<Asked>,
+    tcp_socket: Option<Asked>,
+    grpc: Option<Asked>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Exec {
+    command: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(default)]
+struct Asked {
+    port: serde_json::Value,
+    path: Option<String>,
+    service: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -60,9 +91,12 @@ pub(crate) struct Resources {
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct PodStatus {
     pub(crate) phase: String,
+    pub(crate) start_time: Option<Timestamp>,
     pub(crate) reason: String,
     pub(crate) conditions: Vec<Condition>,
+    pub(crate) init_container_statuses: Vec<Container>,
     pub(crate) container_statuses: Vec<Container>,
+    pub(crate) ephemeral_container_statuses: Vec<Container>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -82,6 +116,7 @@ pub(crate) struct Container {
     pub(crate) id: String,
     pub(crate) restart_count: i64,
     pub(crate) ready: bool,
+    pub(crate) started: Option<bool>,
     pub(crate) state: State,
 }
 
@@ -161,6 +196,44 @@ pub(crate) struct Involved {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) field_path: String,
+}
+
+impl ContainerSpec {
+    /// Of init containers: whether it goes on beside the others.
+    pub(crate) fn is_sidecar(&self) -> bool {
+        self.restart_policy.as_deref() == Some("Always")
+    }
+}
+
+impl Probe {
+    /// What a scripted container is asked.
+    pub(crate) fn words(&self) -> Vec<String> {
+        let network = |kind: &str, asked: &Asked, more: Option<String>| {
+            let port = asked.port.as_str().map_or_else(|| asked.port.to_string(), str::to_owned);
+            [kind.to_owned(), port].into_iter().chain(more).collect()
+        };
+        if let Some(exec) = &self.exec {
+            exec.command.clone()
+        } else if let Some(asked) = &self.http_get {
+            network("httpGet", asked, Some(asked.path.clone().unwrap_or_else(|| "/".to_owned())))
+        } else if let Some(asked) = &self.tcp_socket {
+            network("tcpSocket", asked, None)
+        } else if let Some(asked) = &self.grpc {
+            network("grpc", asked, Some(asked.service.clone().unwrap_or_default()))
+        } else {
+            Vec::new()
+        }
+    }
+}
+
+impl PodStatus {
+    /// The statuses of all containers.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Container> {
+        self.init_container_statuses
+            .iter()
+            .chain(&self.container_statuses)
+            .chain(&self.ephemeral_container_statuses)
+    }
 }
 
 impl Pod {

@@ -86,6 +86,8 @@ pub(crate) struct Trouble {
     pub(crate) cut: bool,
     /// Each direction takes this long.
     pub(crate) delay: Duration,
+    /// What watches tell takes so much longer.
+    pub(crate) lag: Duration,
 }
 
 /// One way to the server. Clones are the same way.
@@ -117,7 +119,7 @@ impl Wire {
 
     /// Waits until the way is clear, and its delay; gives up after a while.
     async fn pass(&self) -> Result<(), Unreachable> {
-        let Trouble { cut, delay } = self.trouble();
+        let Trouble { cut, delay, .. } = self.trouble();
         if cut {
             let mut trouble = self.trouble.subscribe();
             let clear = async { drop(trouble.wait_for(|trouble| !trouble.cut).await) };
@@ -229,7 +231,8 @@ impl Carried {
             };
             match frame {
                 Some(Ok(frame)) => {
-                    let due = self.wire.clock.elapsed() + self.wire.trouble().delay;
+                    let Trouble { delay, lag, .. } = self.wire.trouble();
+                    let due = self.wire.clock.elapsed() + delay + lag;
                     self.under_way.push_back((due, frame));
                 }
                 Some(Err(error)) => {

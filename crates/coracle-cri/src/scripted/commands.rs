@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{Answer, ScriptedRuntime, no_container};
+use super::{Answer, Note, ScriptedRuntime, no_container};
 use crate::{ContainerId, ContainerState, CriError, CriResult, ExecRequest, ExecSyncResult, StreamSession};
 
 impl ScriptedRuntime {
@@ -24,11 +24,10 @@ impl ScriptedRuntime {
             |answer: &&Answer| answer.from <= age && (answer.command.is_empty() || answer.command == command);
         // The later one counts; of two that begin together, the one that is written later.
         let found = run.script.answers.iter().filter(applies).max_by_key(|answer| answer.from);
-        if let Some(answer) = found {
-            return Ok(answer.clone());
-        }
-        let code = i32::from(age < run.script.ready_after);
-        Ok(Answer { code, ..Answer::default() })
+        let not_yet = i32::from(age < run.script.ready_after);
+        let answer = found.cloned().unwrap_or_else(|| Answer { code: not_yet, ..Answer::default() });
+        state.note(&Note::Asked(run.instance(), command.to_vec(), answer.code));
+        Ok(answer)
     }
 
     /// How much memory a running container takes now, in bytes.

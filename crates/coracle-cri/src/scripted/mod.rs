@@ -53,6 +53,8 @@ pub enum Note {
     Started(Instance),
     /// A container that ran ended, with this exit code.
     Ended(Instance, i32),
+    /// A container was asked something, a command or the words of a probe, and this is the code of its answer.
+    Asked(Instance, Vec<String>, i32),
 }
 
 /// One run of a container.
@@ -62,6 +64,8 @@ pub struct Instance {
     pub pod: (String, String),
     /// UID of the Pod.
     pub pod_uid: String,
+    /// The sandbox that it runs in.
+    pub sandbox: PodSandboxId,
     /// Name of the container.
     pub container: String,
     /// The instance.
@@ -368,6 +372,7 @@ impl Run {
         Instance {
             pod: self.pod.clone(),
             pod_uid: self.pod_uid.clone(),
+            sandbox: container.sandbox.clone(),
             container: container.name.clone(),
             id: container.id.clone(),
         }

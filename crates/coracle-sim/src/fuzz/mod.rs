@@ -4,6 +4,7 @@
 //! was asked for. What fails is repeated by the same seed.
 
 mod plan;
+mod pods;
 mod settled;
 
 use std::time::Duration;
@@ -60,6 +61,19 @@ impl std::error::Error for Failure {}
 /// # Errors
 /// If an invariant breaks, or something does not come to rest.
 pub fn fuzz(seed: u64, minutes: u64, keep_lines: bool) -> Result<Report, Box<Failure>> {
+    play(seed, minutes, keep_lines, false)
+}
+
+/// The same with everything in Pods that has to do with their lives: init containers, sidecars, probes, hooks, rules of
+/// restarts, gates, deadlines.
+///
+/// # Errors
+/// As [`fuzz`].
+pub fn fuzz_lives(seed: u64, minutes: u64, keep_lines: bool) -> Result<Report, Box<Failure>> {
+    play(seed, minutes, keep_lines, true)
+}
+
+fn play(seed: u64, minutes: u64, keep_lines: bool, lives: bool) -> Result<Report, Box<Failure>> {
     let mut rng = Rng::seeded(seed).fork("fuzz");
     let count = 1 + rng.below(4);
     let nodes = (0..count).map(|n| {
@@ -70,7 +84,7 @@ pub fn fuzz(seed: u64, minutes: u64, keep_lines: bool) -> Result<Report, Box<Fai
         Settings { seed, nodes: nodes.collect(), keep_lines, witnesses: true, ..Settings::default() };
     let failed = |error: String, lines: Vec<String>| Box::new(Failure { seed, error, lines });
     let mut world = World::new(settings).map_err(|error| failed(error.to_string(), Vec::new()))?;
-    match run(&mut world, rng, Duration::from_secs(60 * minutes)) {
+    match run(&mut world, rng, Duration::from_secs(60 * minutes), lives) {
         Ok(()) => Ok(Report {
             hash: world.hash(),
             events: world.trace(crate::Trace::events),
@@ -87,8 +101,8 @@ pub fn fuzz(seed: u64, minutes: u64, keep_lines: bool) -> Result<Report, Box<Fai
     }
 }
 
-fn run(world: &mut World, rng: Rng, time: Duration) -> Result<(), SimError> {
-    Plan::new(rng, world).carry_out(world, time)?;
+fn run(world: &mut World, rng: Rng, time: Duration, lives: bool) -> Result<(), SimError> {
+    Plan::new(rng, world, lives).carry_out(world, time)?;
     let nodes: Vec<String> = world.node_names().map(str::to_owned).collect();
     world.say("rest: nothing goes wrong from here on");
     world.make_good()?;

@@ -5,28 +5,34 @@ use std::time::Duration;
 use coracle_clock::Rng;
 use coracle_controllers::Identity;
 use coracle_cri::CriError;
-use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript, Trouble};
+use coracle_cri::scripted::Trouble;
+use http::Method;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
+use super::pods::{self, IMAGES, Maker, images};
 use crate::fault::{Fault, Leftover};
-use crate::node::usual_image;
 use crate::world::{SimError, World};
+
+/// A condition that Pods may wait for, and that somebody sets.
+pub(super) const GATE: &str = "example.com/gate";
 
 /// Pods by these names come and go, so that names are used again.
 const NAMES: u64 = 12;
 
 pub(super) struct Plan {
     rng: Rng,
+    /// Whether Pods are more than their containers.
+    lives: bool,
     nodes: Vec<String>,
 }
 
 impl Plan {
-    pub(super) fn new(rng: Rng, world: &World) -> Self {
+    pub(super) fn new(rng: Rng, world: &World, lives: bool) -> Self {
         for (name, script) in images() {
             world.script_image(name, &script);
         }
-        Plan { rng, nodes: world.node_names().map(str::to_owned).collect() }
+        Plan { rng, lives, nodes: world.node_names().map(str::to_owned).collect() }
     }
 
     pub(super) fn carry_out(mut self, world: &mut World, time: Duration) -> Result<(), SimError> {
@@ -61,13 +67,13 @@ impl Plan {
     /// Something that a user does. That the server refuses, or is away, is part of it.
     fn deed(&mut self, world: &mut World) -> Result<(), SimError> {
         let name = format!("p{}", self.rng.below(NAMES));
-        let done = match self.rng.below(12) {
+        let done = match self.rng.below(16) {
             0..=4 => {
                 let pod = self.pod(&name);
                 world.create(&pod).map(drop)
             }
             5..=6 => {
-                let grace = *self.one_of(&[None, None, Some(0), Some(1), Some(10)]);
+                let grace = *self.one_of(&[None, None, Some(0), Some(1), Some(3), Some(10)]);
                 world.delete("Pod", "default", &name, grace)
             }
             7 => {
@@ -90,6 +96,20 @@ impl Plan {
                 let cordoned = self.rng.below(3) == 0;
                 world.patch("Node", "", &node, &json!({"spec": {"unschedulable": cordoned}})).map(drop)
             }
+            11 => self.replace(world, &name),
+            12 | 13 if !self.lives => Ok(()),
+            12 => {
+                let status = if self.rng.below(3) == 0 { "False" } else { "True" };
+                let patch = json!({"status": {"conditions": [{"type": GATE, "status": status}]}});
+                part(world, &name, "status", &patch)
+            }
+            13 => {
+                let number = self.rng.below(3);
+                let image = *self.one_of(&["once:1", "ok:1", "crash:1", "never-stops:1"]);
+                let more = json!({"name": format!("look-{number}"), "image": image});
+                let patch = json!({"spec": {"ephemeralContainers": [more]}});
+                part(world, &name, "ephemeralcontainers", &patch)
+            }
             _ => self.workload(world),
         };
         match done {
@@ -105,19 +125,28 @@ impl Plan {
         }
     }
 
-    fn pod(&mut self, name: &str) -> Value {
-        let image = *self.one_of(&IMAGES);
-        let second = self.rng.below(5) == 0;
-        let policy = *self.one_of(&["Always", "Always", "OnFailure", "Never"]);
-        let grace = *self.one_of(&[0, 1, 5, 30]);
-        let cpu = *self.one_of(&["0", "100m", "500m", "1500m", "3"]);
-        let resources = json!({"requests": {"cpu": cpu, "memory": "64Mi"}});
-        let mut containers = vec![json!({"name": "app", "image": image, "resources": resources})];
-        if second {
-            containers.push(json!({"name": "side", "image": *self.one_of(&IMAGES)}));
+    /// A Pod goes without a word, and another one comes by the same name, often to the same node: what is left of the
+    /// first is not the second's.
+    fn replace(&mut self, world: &mut World, name: &str) -> Result<(), SimError> {
+        let node = world
+            .get("Pod", "default", name)
+            .and_then(|pod| pod["spec"]["nodeName"].as_str().map(str::to_owned));
+        let mut pod = self.pod(name);
+        if let Some(node) = node.filter(|_| self.rng.below(3) > 0) {
+            pod["spec"]["nodeName"] = node.into();
         }
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
-               "spec": {"restartPolicy": policy, "terminationGracePeriodSeconds": grace, "containers": containers}})
+        let patch = json!({"metadata": {"finalizers": null}});
+        world.patch("Pod", "default", name, &patch).map(drop)?;
+        world.delete("Pod", "default", name, Some(0))?;
+        world.create(&pod).map(drop)
+    }
+
+    fn pod(&mut self, name: &str) -> Value {
+        let mut pod = Maker(&mut self.rng).pod(name);
+        if !self.lives {
+            pods::strip(&mut pod);
+        }
+        pod
     }
 
     /// Something that makes Pods, if its controller is there.
@@ -171,7 +200,7 @@ impl Plan {
         let node = self.one_of(&self.nodes.clone()).clone();
         let lasts = self.seconds(60);
         let brief = self.seconds(8);
-        match self.rng.below(19) {
+        match self.rng.below(20) {
             0 => Fault::PowerLoss { node, lasts: Some(lasts) },
             1 => Fault::AgentCrash { node, lasts: Some(brief) },
             2 => Fault::Partition { node, lasts: Some(lasts) },
@@ -212,10 +241,26 @@ impl Plan {
                 self.runtime_trouble(node, Trouble { events_late, ..Trouble::default() }, lasts)
             }
             17 => Fault::ComponentsSlow { by: SignedDuration::from_millis(300), lasts },
+            18 => {
+                let by = SignedDuration::from_millis(200 + 600 * i64::from(self.rng.below(2) == 0));
+                Fault::ComponentsStale { by, lasts }
+            }
             12 => Fault::NetworkDown { node, lasts: Some(lasts) },
             _ => Fault::AgentCrash { node, lasts: Some(SignedDuration::ZERO) },
         }
     }
+}
+
+/// Changes a part of a Pod that has a path of its own.
+fn part(world: &mut World, name: &str, part: &str, patch: &Value) -> Result<(), SimError> {
+    let path = format!("/api/v1/namespaces/default/pods/{name}/{part}");
+    let kind = "application/strategic-merge-patch+json";
+    let (code, answer) = world.request_with(Method::PATCH, &path, Some(patch), kind)?;
+    if code < 300 {
+        return Ok(());
+    }
+    let status = answer["message"].as_str().unwrap_or_default().to_owned();
+    Err(SimError::Refused { verb: "PATCH".to_owned(), path, status, code })
 }
 
 /// Calls that fail together.
@@ -226,32 +271,3 @@ const CALLS: [&[&str]; 5] = [
     &["stop_container", "stop_pod_sandbox", "remove_pod_sandbox"],
     &["list_containers", "container_status", "status"],
 ];
-
-const IMAGES: [&str; 9] =
-    ["ok:1", "ok:2", "once:1", "fails:1", "crash:1", "slow-stop:1", "never-stops:1", "late:1", "broken:1"];
-
-fn images() -> Vec<(&'static str, ImageScript)> {
-    let exits = |after: u64, code: i32| RunScript {
-        exit: Some(Exit { after: Duration::from_millis(after), code, oom_killed: false }),
-        ..RunScript::default()
-    };
-    let stops = |on_stop: OnStop| RunScript { on_stop, ..RunScript::default() };
-    let with = |runs: Vec<RunScript>| ImageScript { runs, ..usual_image() };
-    let slow = OnStop::Exits { after: Duration::from_millis(2500), code: 0 };
-    let late = CriError::NotFound("no such image".to_owned());
-    vec![
-        ("once:1", with(vec![exits(3000, 0)])),
-        ("fails:1", with(vec![exits(1500, 3)])),
-        ("crash:1", with(vec![exits(4000, 1), exits(100, 2), stops(OnStop::Dies)])),
-        ("slow-stop:1", with(vec![stops(slow)])),
-        ("never-stops:1", with(vec![stops(OnStop::Ignores)])),
-        ("late:1", ImageScript { pull_failures: vec![late.clone(), late], ..usual_image() }),
-        (
-            "broken:1",
-            with(vec![RunScript {
-                start_error: Some("exec format error".to_owned()),
-                ..RunScript::default()
-            }]),
-        ),
-    ]
-}

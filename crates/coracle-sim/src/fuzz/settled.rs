@@ -29,9 +29,15 @@ pub(super) fn unsettled(world: &World) -> Vec<String> {
         } else if pod["spec"]["nodeName"].is_null() {
             Some("is on no node, and nobody said why")
         } else {
-            let containers = status["containerStatuses"].as_array().map_or(&[][..], Vec::as_slice);
-            let all = containers.len() == pod["spec"]["containers"].as_array().map_or(0, Vec::len);
-            (!all || !containers.iter().all(|container| is_at_rest(pod, container)))
+            let list = |list: &Value| list.as_array().cloned().unwrap_or_default();
+            let (init, containers) =
+                (list(&status["initContainerStatuses"]), list(&status["containerStatuses"]));
+            let all = containers.len() == list(&pod["spec"]["containers"]).len()
+                && init.len() == list(&pod["spec"]["initContainers"]).len();
+            // Those behind one that goes on, or waits, wait for it.
+            let behind = init.iter().any(|one| one["ready"] != true);
+            let at_rest = |one: &Value| is_at_rest(pod, one) || (behind && has_not_begun(one));
+            (!all || !init.iter().chain(&containers).all(at_rest))
                 .then_some("has a container that is not at rest")
         };
         if let Some(what) = what {
@@ -45,7 +51,10 @@ pub(super) fn unsettled(world: &World) -> Vec<String> {
     ] {
         for object in world.list(kind) {
             let number = |at: &str| object.pointer(at).and_then(Value::as_i64).unwrap_or(0);
-            if object["metadata"]["deletionTimestamp"].is_null() && number(asked) != number(has) {
+            // What fits nowhere is made room for by nobody, and a rollout waits for it.
+            let waits =
+                pods.iter().any(|pod| is_full(pod) && pod["metadata"]["labels"]["app"] == name(&object));
+            if object["metadata"]["deletionTimestamp"].is_null() && !waits && number(asked) != number(has) {
                 found.push(format!(
                     "{kind} {}: {asked} is {}, {has} is {}",
                     name(&object),
@@ -67,6 +76,10 @@ pub(super) fn unsettled(world: &World) -> Vec<String> {
     found
 }
 
+fn has_not_begun(container: &Value) -> bool {
+    container["state"]["waiting"]["reason"] == "PodInitializing"
+}
+
 /// Whether a container is as it will stay, or in a back-off for good.
 fn is_at_rest(pod: &Value, container: &Value) -> bool {
     let state = &container["state"];
@@ -76,7 +89,11 @@ fn is_at_rest(pod: &Value, container: &Value) -> bool {
     if let Some(reason) = state["waiting"]["reason"].as_str() {
         return matches!(
             reason,
-            "CrashLoopBackOff" | "ImagePullBackOff" | "ErrImagePull" | "RunContainerError"
+            "CrashLoopBackOff"
+                | "ImagePullBackOff"
+                | "ErrImagePull"
+                | "RunContainerError"
+                | "PostStartHookError"
         );
     }
     let code = state["terminated"]["exitCode"].as_i64();

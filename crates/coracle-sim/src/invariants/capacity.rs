@@ -73,6 +73,11 @@ impl Capacity {
         self.nodes.entry(name.clone()).or_default().offers = offers;
     }
 
+    /// Whether there is a node of this name.
+    pub(crate) fn knows(&self, node: &str) -> bool {
+        self.nodes.get(node).is_some_and(|here| here.offers.is_some())
+    }
+
     pub(crate) fn pod_changed(&mut self, now: Duration, old: Option<&Pod>, new: Option<&Pod>) -> Broken {
         if let Some(old) = old
             && new.is_none_or(|new| new.metadata.uid != old.metadata.uid || new.has_ended())

@@ -6,6 +6,7 @@
 
 mod calm;
 mod capacity;
+mod order;
 mod pods;
 mod running;
 mod streams;
@@ -22,6 +23,7 @@ use crate::acknowledged::Write;
 use crate::view::{Event, Node, Pod};
 pub(crate) use calm::{Calm, Scope};
 use capacity::Capacity;
+use order::Order;
 use pods::Pods;
 use running::Live;
 use streams::Streams;
@@ -36,6 +38,7 @@ const HISTORY: usize = 100_000;
 
 /// A change of an object: as it was before, as it is now.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it goes nowhere")]
 pub(crate) enum Change {
     Pod(Option<Pod>, Option<Pod>),
     Node(Option<Node>, Option<Node>),
@@ -51,6 +54,7 @@ pub(crate) struct Invariants {
     pods: Pods,
     live: Live,
     capacity: Capacity,
+    order: Order,
     told: Told,
     /// Pods in the store, by UID.
     shown: BTreeMap<String, Pod>,
@@ -77,7 +81,8 @@ impl Invariants {
                     self.shown.insert(new.metadata.uid.clone(), new.clone());
                 }
                 let broken = self.pods.changed(now, old, new);
-                broken.or_else(|| self.capacity.pod_changed(now, old, new))
+                let broken = broken.or_else(|| self.capacity.pod_changed(now, old, new));
+                broken.or_else(|| self.order.pod_changed(old, new))
             }
             Change::Node(old, new) => {
                 self.capacity.node_changed(new.as_ref(), old.as_ref());
@@ -94,13 +99,24 @@ impl Invariants {
     /// A runtime told of something.
     pub(crate) fn noted(&mut self, now: Duration, node: &str, note: &Note) -> Broken {
         match note {
-            Note::Started(instance) => self.live.started(now, node, instance),
-            Note::Ended(instance, _) => {
+            Note::Started(instance) => {
+                let broken = self.live.started(now, node, instance);
+                broken.or_else(|| self.order.started(self.shown.get(&instance.pod_uid), instance))
+            }
+            Note::Ended(instance, code) => {
+                self.order.ended(instance, *code);
                 self.live.ended(instance);
                 self.told.ended(now, node, instance);
                 None
             }
-            Note::Call(_) => None,
+            Note::Asked(..) | Note::Call(_) => None,
+        }
+    }
+
+    /// A container may have answered something.
+    pub(crate) fn answered(&mut self, note: &Note) {
+        if let Note::Asked(instance, words, code) = note {
+            self.order.asked(instance, words, *code);
         }
     }
 
@@ -130,7 +146,8 @@ impl Invariants {
 
     /// Nothing can go on before time does.
     pub(crate) fn quiet(&mut self, now: Duration, _calendar: Timestamp) -> Broken {
-        let broken = self.pods.quiet(now, &self.calm).or_else(|| self.live.quiet(now, &self.calm));
+        let is_there = |node: &str| self.capacity.knows(node);
+        let broken = self.pods.quiet(now, &self.calm, is_there).or_else(|| self.live.quiet(now, &self.calm));
         let broken = broken.or_else(|| self.streams.quiet());
         broken.or_else(|| self.told.quiet(now, &self.calm, &self.shown))
     }

@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::seen::container_statuses;
+
 /// How an object stands, in one line.
 pub(super) fn standing(kind: &str, object: &Value) -> String {
     let mut parts = Vec::new();
@@ -18,7 +20,7 @@ pub(super) fn standing(kind: &str, object: &Value) -> String {
             say("on ", &object["spec"]["nodeName"]);
             parts
                 .extend(list(&status["conditions"]).filter(|c| c["type"] == "Ready").map(condition_in_words));
-            for one in list(&status["containerStatuses"]) {
+            for one in container_statuses(object) {
                 let restarts = number(&one["restartCount"]);
                 parts.push(format!(
                     "container {} {} ({restarts} restarts)",

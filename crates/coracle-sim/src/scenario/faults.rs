@@ -13,7 +13,7 @@ use super::time;
 use crate::{Fault, Leftover};
 
 /// What can break, by the names that steps have for it.
-pub(super) const FAULTS: [&str; 17] = [
+pub(super) const FAULTS: [&str; 18] = [
     "powerLoss",
     "agentCrash",
     "partition",
@@ -27,6 +27,7 @@ pub(super) const FAULTS: [&str; 17] = [
     "serverPowerLoss",
     "componentsRestart",
     "componentsSlow",
+    "componentsStale",
     "meddler",
     "storeCrash",
     "flushFails",
@@ -86,7 +87,7 @@ pub(super) fn read(
         "powerLoss" | "agentCrash" | "partition" | "networkDown" => &["node", "for"],
         "slowLink" => &["node", "by", "for"],
         "runtimeTrouble" => &["node", "calls", "slow", "fails", "eventsLost", "eventsLate", "for"],
-        "componentsSlow" => &["by", "for"],
+        "componentsSlow" | "componentsStale" => &["by", "for"],
         "clockJump" => &["node", "by"],
         "heal" => &["node"],
         "serverPowerLoss" => &["for", "leaves"],
@@ -138,6 +139,10 @@ pub(super) fn read(
         }
         "componentsRestart" => Fault::ComponentsRestart { lasts: lasts(&fields, problems)? },
         "componentsSlow" => Fault::ComponentsSlow {
+            by: signed(fields.require("by", problems)?.duration(problems)?),
+            lasts: lasts(&fields, problems)?,
+        },
+        "componentsStale" => Fault::ComponentsStale {
             by: signed(fields.require("by", problems)?.duration(problems)?),
             lasts: lasts(&fields, problems)?,
         },

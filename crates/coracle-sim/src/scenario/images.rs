@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coracle_cri::CriError;
-use coracle_cri::scripted::{Exit, ImageScript, Line, Memory, OnStop, RunScript};
+use coracle_cri::scripted::{Answer, Exit, ImageScript, Line, Memory, OnStop, RunScript};
 
 use super::fields::{Field, Fields};
 use super::problem::Problems;
@@ -33,7 +33,7 @@ fn with_tag(name: &str) -> String {
 }
 
 fn image(field: &Field<'_>, problems: &mut Problems) -> Option<ImageScript> {
-    let known = ["present", "pullTime", "pullFailures", "runs", "onStop"];
+    let known = ["present", "pullTime", "pullFailures", "runs", "onStop", "readyAfter", "probes"];
     let fields = field.fields(&known, problems)?;
     let mut script = ImageScript::default();
     if let Some(present) = fields.get("present") {
@@ -45,18 +45,20 @@ fn image(field: &Field<'_>, problems: &mut Problems) -> Option<ImageScript> {
     if let Some(failures) = fields.get("pullFailures") {
         pull_failures(&failures, &mut script, problems);
     }
-    let on_stop = match fields.get("onStop") {
-        Some(field) => on_stop(&field, problems)?,
-        None => POLITE,
+    let usual = RunScript {
+        on_stop: fields.get("onStop").map_or(Some(POLITE), |field| on_stop(&field, problems))?,
+        ready_after: ready_after(&fields, Duration::ZERO, problems)?,
+        answers: answers(&fields, &[], problems)?,
+        ..RunScript::default()
     };
     if let Some(runs) = fields.get("runs") {
         for item in runs.items(problems)? {
-            let (run, times) = run(&item, on_stop, problems)?;
+            let (run, times) = run(&item, &usual, problems)?;
             script.runs.extend(std::iter::repeat_n(run, times));
         }
     }
     if script.runs.is_empty() {
-        script.runs.push(RunScript { on_stop, ..RunScript::default() });
+        script.runs.push(usual);
     }
     Some(script)
 }
@@ -86,15 +88,69 @@ fn pull_failures(field: &Field<'_>, script: &mut ImageScript, problems: &mut Pro
     }
 }
 
+/// For how long after a start probes and commands fail.
+fn ready_after(fields: &Fields<'_>, usual: Duration, problems: &mut Problems) -> Option<Duration> {
+    fields.get("readyAfter").map_or(Some(usual), |field| field.duration(problems))
+}
+
+/// `probes`: what probes, hooks and other commands are answered, from some time after the start on.
+fn answers(fields: &Fields<'_>, usual: &[Answer], problems: &mut Problems) -> Option<Vec<Answer>> {
+    let Some(field) = fields.get("probes") else { return Some(usual.to_vec()) };
+    field.items(problems)?.iter().map(|item| answer(item, problems)).collect()
+}
+
+/// `{httpGet: {port: 80, path: /live}, from: 30s, code: 500}`: the words of a Pod's probe, if it is about one; `code` is
+/// an exit code, a status code of HTTP, or other than 0 where nobody is to answer.
+fn answer(field: &Field<'_>, problems: &mut Problems) -> Option<Answer> {
+    let whom = ["exec", "httpGet", "tcpSocket", "grpc"];
+    let known = ["exec", "httpGet", "tcpSocket", "grpc", "from", "takes", "code", "output"];
+    let fields = field.fields(&known, problems)?;
+    let span = |name: &str, problems: &mut Problems| {
+        fields.get(name).map_or(Some(Duration::ZERO), |field| field.duration(problems))
+    };
+    let mut answer = Answer {
+        from: span("from", problems)?,
+        takes: span("takes", problems)?,
+        stdout: text(&fields, "output", problems).unwrap_or_default(),
+        ..Answer::default()
+    };
+    let code = fields.get("code").map_or(Some(0), |field| field.integer(0, 999, problems))?;
+    answer.code = i32::try_from(code).ok()?;
+    let mut named = whom.iter().filter_map(|name| Some((*name, fields.get(name)?)));
+    let Some((kind, asked)) = named.next() else { return Some(answer) };
+    if named.next().is_some() {
+        field.wrong(problems, "one of exec, httpGet, tcpSocket and grpc is enough");
+        return None;
+    }
+    if kind == "exec" {
+        for word in asked.items(problems)? {
+            answer.command.push(word.text(problems)?.to_owned());
+        }
+        return Some(answer);
+    }
+    let asked = asked.fields(&["port", "path", "service"], problems)?;
+    let port = asked.require("port", problems)?.integer(1, 65_535, problems)?;
+    answer.command = vec![kind.to_owned(), port.to_string()];
+    match kind {
+        "httpGet" => answer.command.push(text(&asked, "path", problems).unwrap_or_else(|| "/".to_owned())),
+        "grpc" => answer.command.push(text(&asked, "service", problems).unwrap_or_default()),
+        _ => {}
+    }
+    Some(answer)
+}
+
 /// One entry of `runs`, and for how many runs it stands.
-fn run(field: &Field<'_>, usual: OnStop, problems: &mut Problems) -> Option<(RunScript, usize)> {
-    let known = ["exit", "onStop", "createError", "startError", "memory", "output", "times"];
+fn run(field: &Field<'_>, usual: &RunScript, problems: &mut Problems) -> Option<(RunScript, usize)> {
+    let known =
+        ["exit", "onStop", "createError", "startError", "memory", "output", "times", "readyAfter", "probes"];
     let fields = field.fields(&known, problems)?;
     let times = fields.get("times").map_or(Some(1), |field| field.integer(1, 10_000, problems))?;
     let mut script = RunScript {
         create_error: text(&fields, "createError", problems),
         start_error: text(&fields, "startError", problems),
-        on_stop: usual,
+        on_stop: usual.on_stop,
+        ready_after: ready_after(&fields, usual.ready_after, problems)?,
+        answers: answers(&fields, &usual.answers, problems)?,
         ..RunScript::default()
     };
     if let Some(field) = fields.get("onStop") {

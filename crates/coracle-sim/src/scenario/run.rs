@@ -13,7 +13,7 @@ use super::expect::{Judge, Verdict};
 use super::model::{Action, Manifest, Scenario, Step, Target};
 use super::problem::{Problem, Problems};
 use super::report::{Report, verdict_line};
-use super::seen::{Id, Seen};
+use super::seen::{Id, Seen, container_statuses};
 use crate::{Fault, Settings, SimError, Told, World};
 
 /// Hears the trace, line by line.
@@ -305,8 +305,7 @@ impl Play {
             return Err(bad_step(step, &format!("there is no {pod} at {}", super::time::show(now))));
         };
         let node = object["spec"]["nodeName"].as_str().unwrap_or_default();
-        let statuses = object["status"]["containerStatuses"].as_array().into_iter().flatten();
-        let mut named = statuses.filter(|status| status["name"] == container);
+        let mut named = container_statuses(&object).filter(|status| status["name"] == container);
         let id = named.find_map(|status| status["containerID"].as_str()?.rsplit("://").next());
         match (self.world.runtime_of(node), id) {
             (Some(runtime), Some(id)) => {

@@ -135,8 +135,7 @@ impl Seen {
 
     fn note_runs(&mut self, pod: &Value) {
         let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
-        let statuses = pod["status"]["containerStatuses"].as_array();
-        for status in statuses.into_iter().flatten() {
+        for status in container_statuses(pod) {
             let name = status["name"].as_str().unwrap_or_default();
             let count = status["restartCount"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
             let runs = self.runs.entry((uid.to_owned(), name.to_owned())).or_default();
@@ -152,6 +151,12 @@ impl Seen {
             }
         }
     }
+}
+
+/// The statuses of all containers of a Pod, those that come before the others first.
+pub(super) fn container_statuses(pod: &Value) -> impl Iterator<Item = &Value> {
+    let lists = ["initContainerStatuses", "containerStatuses", "ephemeralContainerStatuses"];
+    lists.into_iter().filter_map(|list| pod["status"][list].as_array()).flatten()
 }
 
 fn note(runs: &mut Vec<Run>, nth: usize, state: &Value) {

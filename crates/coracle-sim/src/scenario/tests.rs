@@ -81,6 +81,42 @@ expect:
 }
 
 #[test]
+fn images_say_what_probes_are_answered_and_runs_may_say_otherwise() {
+    let text = "
+scenario: probes
+until: 1m
+nodes: 1
+images:
+  app:1:
+    readyAfter: 4s
+    probes:
+      - {exec: [cat, /ready], from: 30s, code: 1, takes: 2s, output: no}
+      - {httpGet: {port: 80, path: /live}, from: 1m, code: 503}
+      - {tcpSocket: {port: 81}}
+      - {grpc: {port: 82}}
+      - {from: 2m}
+    runs:
+      - {times: 2}
+      - {readyAfter: 0s, probes: []}
+";
+    let scenario = read(text, &load).unwrap();
+    let runs = &scenario.images["app:1"].runs;
+    assert_eq!(runs.len(), 3);
+    assert_eq!(runs[0], runs[1]);
+    assert_eq!(runs[0].ready_after, Duration::from_secs(4));
+    let words: Vec<String> = runs[0].answers.iter().map(|answer| answer.command.join(" ")).collect();
+    assert_eq!(words, ["cat /ready", "httpGet 80 /live", "tcpSocket 81", "grpc 82 ", ""]);
+    let first = &runs[0].answers[0];
+    assert_eq!((first.from, first.takes), (Duration::from_secs(30), Duration::from_secs(2)));
+    assert_eq!((first.code, first.stdout.as_str()), (1, "no"));
+    assert_eq!((runs[2].ready_after, runs[2].answers.len()), (Duration::ZERO, 0));
+
+    let both = text.replace("tcpSocket: {port: 81}", "tcpSocket: {port: 81}, exec: [x]");
+    let complaint = complaints(&both);
+    assert!(complaint.contains("one of exec, httpGet, tcpSocket and grpc is enough"), "{complaint}");
+}
+
+#[test]
 fn a_manifest_is_applied_when_its_step_says() {
     let text = format!("until: 1m\nsteps: [{{at: 30s, apply: pod/web-0}}]\n---{WEB}");
     let scenario = read(&text, &load).unwrap();

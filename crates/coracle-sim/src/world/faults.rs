@@ -119,6 +119,15 @@ impl World {
                     Ok(())
                 });
             }
+            Fault::ComponentsStale { by, lasts } => {
+                let by = whole(*by);
+                self.control_wire.set(|trouble| trouble.lag = by);
+                let end = self.elapsed() + whole(*lasts);
+                self.at(end, |world| {
+                    world.control_wire.set(|trouble| trouble.lag = Duration::ZERO);
+                    Ok(())
+                });
+            }
             Fault::ComponentsRestart { lasts } => {
                 self.hook.observer(|observer| observer.invariants.calm.begin(Scope::Cluster));
                 if let Some(components) = self.components.take() {

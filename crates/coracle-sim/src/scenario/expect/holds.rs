@@ -7,7 +7,7 @@ use coracle_api::quantity::Quantity;
 use serde_json::Value;
 
 use super::super::describe;
-use super::super::seen::{Id, Objects, Run, Seen};
+use super::super::seen::{Id, Objects, Run, Seen, container_statuses};
 use super::super::time;
 use super::{Amount, Claim, ContainerTest, FieldPath, FieldTest, Filter, PathStep, Predicate, Test};
 
@@ -102,7 +102,7 @@ fn passes(test: &Test, id: &Id, object: &Value, seen: &Seen) -> bool {
         }),
         Test::Event { reason, count } => count.holds(seen.events(id, |told| reason.has(told))),
         Test::Restarts(count) => {
-            let restarts = list(&status["containerStatuses"]).filter_map(|one| one["restartCount"].as_i64());
+            let restarts = container_statuses(object).filter_map(|one| one["restartCount"].as_i64());
             count.holds(restarts.sum())
         }
         Test::Container { name, test } => container_passes(test, name, object, seen),
@@ -126,7 +126,7 @@ fn is_complete(kind: &str, object: &Value) -> bool {
 }
 
 fn container_passes(test: &ContainerTest, name: &str, pod: &Value, seen: &Seen) -> bool {
-    let Some(status) = list(&pod["status"]["containerStatuses"]).find(|one| one["name"] == name) else {
+    let Some(status) = container_statuses(pod).find(|one| one["name"] == name) else {
         return false;
     };
     let state = &status["state"];
