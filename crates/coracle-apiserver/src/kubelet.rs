@@ -316,7 +316,13 @@ impl Core {
             container(&pod, if asked.is_empty() { default } else { asked })
         };
         let path = match call.subresource.map(|sub| sub.name) {
-            Some("portforward") => format!("/portForward/{namespace}/{name}"),
+            Some("portforward") => {
+                let mut query = form_urlencoded::Serializer::new(String::new());
+                for port in call.query.all("ports") {
+                    query.append_pair("port", port);
+                }
+                format!("/portForward/{namespace}/{name}?{}", query.finish())
+            }
             Some("attach") => {
                 let query = stream_query(call)?.finish();
                 format!("/attach/{namespace}/{name}/{}?{query}", of_container()?)

@@ -167,6 +167,65 @@ fn containers_that_end_under_each_restart_policy() {
     assert_eq!(cluster.kubectl(&["logs", "fails-always", "-p"]), "failed\n");
 }
 
+#[test]
+fn init_containers_and_sidecars() {
+    let cluster = Cluster::start();
+    let mut rows = Rows::watch(&cluster);
+    for example in ["init-fails", "sidecar"] {
+        apply(&cluster, example);
+    }
+    rows.until(&[
+        ("init-fails-always", "0/1", "Init:Error", 0),
+        ("init-fails-always", "0/1", "Init:CrashLoopBackOff", 1),
+        ("init-fails-never", "0/1", "Init:Error", 0),
+        ("sidecar", "2/2", "Running", 0),
+        ("sidecar", "0/2", "Completed", 0),
+    ]);
+    for (name, expected) in
+        [("init-fails-always", "Pending"), ("init-fails-never", "Failed"), ("sidecar", "Succeeded")]
+    {
+        assert_eq!(phase(&cluster, name), expected, "{name}");
+    }
+
+    assert_eq!(cluster.kubectl(&["logs", "init-fails-never", "-c", "prepare"]), "cannot prepare\n");
+    let refused = cluster.kubectl_fails(&["logs", "init-fails-always", "-c", "main"], "");
+    let words = "container \"main\" in pod \"init-fails-always\" is waiting to start: PodInitializing";
+    assert!(refused.contains(words), "{refused}");
+    shows(
+        &described(&cluster, "init-fails-never"),
+        &[
+            "Status: Failed",
+            "Init Containers:",
+            "prepare:",
+            "State: Terminated",
+            "Reason: Error",
+            "Exit Code: 1",
+            "Containers:",
+            "main:",
+            "State: Waiting",
+            "Reason: PodInitializing",
+            "Initialized False",
+        ],
+    );
+
+    assert_eq!(cluster.kubectl(&["logs", "sidecar", "-c", "companion"]), "started\nasked to stop\n");
+    let all = cluster.kubectl(&["logs", "sidecar", "--all-containers", "--prefix"]);
+    for line in ["[pod/sidecar/companion] started", "[pod/sidecar/app] working", "[pod/sidecar/app] done"] {
+        assert!(all.contains(line), "{all}");
+    }
+    shows(
+        &described(&cluster, "sidecar"),
+        &[
+            "Status: Succeeded",
+            "companion:",
+            "State: Terminated",
+            "app:",
+            "State: Terminated",
+            "Reason: Completed",
+        ],
+    );
+}
+
 fn ready(cluster: &Cluster, name: &str) {
     cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=30s"]);
 }

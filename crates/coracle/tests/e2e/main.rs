@@ -10,6 +10,7 @@ mod backup;
 mod bad_input;
 mod cleanup;
 mod cli;
+mod debug;
 mod etcd;
 mod examples;
 mod hostile;

@@ -68,7 +68,7 @@ const POD: &[(&str, Honoured)] = &[
     ("hostPID", Only(false)),
     ("hostIPC", Only(false)),
     ("hostUsers", Only(true)),
-    ("shareProcessNamespace", Only(false)),
+    ("shareProcessNamespace", Any),
     ("os", Fields(&[("name", Words(&["linux"]))])),
     (
         "securityContext",
@@ -276,7 +276,6 @@ mod tests {
             ("hostPID", json!(true), "true"),
             ("hostIPC", json!(true), "true"),
             ("hostUsers", json!(false), "false"),
-            ("shareProcessNamespace", json!(true), "true"),
             ("automountServiceAccountToken", json!(true), "true"),
         ] {
             assert_eq!(

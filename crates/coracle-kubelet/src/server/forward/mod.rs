@@ -1,18 +1,22 @@
 //! Connections to ports of a Pod: SPDY/3.1 streams, either in a WebSocket (kubectl from 1.31 on) or on the bare
-//! connection (older clients, and kubectl when something in between does not let WebSockets through).
+//! connection (older clients, and kubectl when something in between does not let WebSockets through). Other clients use
+//! channels of a WebSocket.
 //!
 //! `frame` and `headers` are the protocol, without I/O. `transport` carries its bytes one way or the other; `streams`
-//! pairs the streams of each connection and joins them with the Pod's port.
+//! pairs the streams of each connection. `channels` is the other way. `connection` joins either with the Pod's port.
 //!
 //! The client library that speaks this protocol neither sends nor heeds window updates, so the network's own
 //! back-pressure is all there is: a program that does not read stalls the connections of its kubectl, no more.
 
+mod channels;
+mod connection;
 mod frame;
 mod headers;
 mod streams;
 mod transport;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use coracle_api::field::go_quote;
 use coracle_cri::{PodSandboxFilter, PodSandboxId, PodSandboxState};
@@ -28,6 +32,15 @@ use crate::spec::LABEL_POD_UID;
 const PROTOCOL: &str = "portforward.k8s.io";
 /// The same in a WebSocket.
 const TUNNELLED: &str = "SPDY/3.1+portforward.k8s.io";
+/// Two channels for each port.
+const CHANNELS: &str = "v4.channel.k8s.io";
+/// How long a client may take for our goodbye.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+fn parse_port(text: &str) -> Result<u16, String> {
+    let port = text.parse().ok().filter(|port| *port > 0);
+    port.ok_or_else(|| format!("unable to parse {text:?} as a port"))
+}
 
 /// Answers a request for ports of a Pod; connections are made after the upgrade.
 pub(super) async fn answer(
@@ -41,27 +54,38 @@ pub(super) async fn answer(
         Ok(sandbox) => sandbox,
         Err(refusal) => return *refusal,
     };
-    let tunnelled = !upgrade::asks_for_spdy(request.headers());
-    let agreed = if tunnelled {
-        upgrade::websocket(request.headers(), &[TUNNELLED]).map(|(_, response)| response)
-    } else {
-        upgrade::spdy(request.headers(), &[PROTOCOL])
-    };
-    match agreed {
-        Err(refusal) => *refusal,
-        Ok(response) => {
-            upgrade::after(shared, request, move |shared, upgraded| async move {
-                if tunnelled {
-                    let (source, sink) = transport::tunnelled(upgrade::socket(upgraded).await);
-                    streams::serve(&shared, sandbox, source, sink).await;
-                } else {
+    if upgrade::asks_for_spdy(request.headers()) {
+        return match upgrade::spdy(request.headers(), &[PROTOCOL]) {
+            Err(refusal) => *refusal,
+            Ok(response) => {
+                upgrade::after(shared, request, move |shared, upgraded| async move {
                     let (source, sink) = transport::bare(upgraded);
                     streams::serve(&shared, sandbox, source, sink).await;
-                }
-            });
-            response
-        }
+                });
+                response
+            }
+        };
     }
+    let (protocol, response) = match upgrade::websocket(request.headers(), &[TUNNELLED, CHANNELS]) {
+        Err(refusal) => return *refusal,
+        Ok(agreed) => agreed,
+    };
+    let ports = match protocol {
+        TUNNELLED => Vec::new(),
+        _ => match channels::ports(request.uri().query().unwrap_or_default()) {
+            Ok(ports) => ports,
+            Err(message) => return text(StatusCode::BAD_REQUEST, message),
+        },
+    };
+    upgrade::after(shared, request, move |shared, upgraded| async move {
+        let (source, sink) = transport::tunnelled(upgrade::socket(upgraded).await);
+        if ports.is_empty() {
+            streams::serve(&shared, sandbox, source, sink).await;
+        } else {
+            channels::serve(&shared, sandbox, ports, source, sink).await;
+        }
+    });
+    response
 }
 
 /// The sandbox whose ports are meant.

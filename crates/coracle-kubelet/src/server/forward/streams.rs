@@ -5,31 +5,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use coracle_cri::{PodSandboxId, PortStream, RuntimeService};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use coracle_cri::PodSandboxId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::connection::{Connection, FRAMES_IN_FLIGHT, PIECES_IN_FLIGHT};
 use super::frame::{self, Frame, Parser, Reset};
 use super::headers::{HeaderWriter, Headers};
 use super::transport::{Sink, Source};
+use super::{CLOSE_LIMIT, parse_port};
 use crate::server::routes::Shared;
 
 /// Streams that a client may have open: two for each connection.
 const STREAMS_MAX: usize = 2048;
 /// How long a client may take to open the second stream of a pair, as upstream.
 const PAIR_LIMIT: Duration = Duration::from_secs(30);
-/// What is read of a port at a time.
-const CHUNK_BYTES: usize = 32 * 1024;
-/// Pieces of a stream that wait for the Pod to take them. Then nothing more is read from the client.
-const PIECES_IN_FLIGHT: usize = 8;
-/// Frames that wait for the client to take them.
-const FRAMES_IN_FLIGHT: usize = 8;
-/// How long what is still on its way to a Pod that has closed its side may take, as upstream.
-const LAST_BYTES: Duration = Duration::from_millis(500);
-/// How long a client may take for our goodbye.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -52,11 +43,7 @@ impl Wanted {
         };
         let port = match get("port") {
             "" => return Err("\"port\" header is required".to_owned()),
-            text => text
-                .parse::<u16>()
-                .ok()
-                .filter(|port| *port > 0)
-                .ok_or_else(|| format!("unable to parse {text:?} as a port"))?,
+            text => parse_port(text)?,
         };
         let kind = match get("streamtype") {
             "" => return Err("\"streamType\" header is required".to_owned()),
@@ -268,80 +255,10 @@ impl Session<'_> {
                 sandbox: self.sandbox.clone(),
                 port: wanted.port,
                 streams: [error, data],
+                frame: frame::data,
                 frames: self.frames.clone(),
             };
             self.connections.spawn(connection.run(from_client, reset));
-        }
-    }
-}
-
-/// One connection to a port.
-struct Connection {
-    runtime: Arc<dyn RuntimeService>,
-    clock: coracle_clock::Clock,
-    sandbox: PodSandboxId,
-    port: u16,
-    streams: [u32; 2],
-    frames: mpsc::Sender<Bytes>,
-}
-
-impl Connection {
-    async fn run(self, from_client: mpsc::Receiver<Bytes>, reset: CancellationToken) -> [u32; 2] {
-        let [error_stream, data_stream] = self.streams;
-        let work = async {
-            let connected = self.runtime.port_forward(&self.sandbox, self.port).await;
-            let error = match connected {
-                Err(error) => Some(error.to_string()),
-                Ok(stream) => self.join(stream, from_client).await.err().map(|error| error.to_string()),
-            };
-            if let Some(error) = error {
-                let Connection { sandbox, port, .. } = &self;
-                let words = format!("error forwarding port {port} to pod {sandbox}, uid : {error}");
-                tracing::debug!(words, "a connection to a port failed");
-                let _ = self.frames.send(frame::data(error_stream, words.as_bytes(), false)).await;
-            }
-        };
-        reset.run_until_cancelled(work).await;
-        for stream in [error_stream, data_stream] {
-            let _ = self.frames.send(frame::data(stream, &[], true)).await;
-        }
-        self.streams
-    }
-
-    /// Passes bytes on in both directions, until both have ended.
-    async fn join(
-        &self,
-        stream: PortStream,
-        mut from_client: mpsc::Receiver<Bytes>,
-    ) -> Result<(), std::io::Error> {
-        let (mut read, mut write) = tokio::io::split(stream);
-        let to_client = async {
-            let mut buffer = vec![0; CHUNK_BYTES];
-            loop {
-                let length = read.read(&mut buffer).await?;
-                let bytes = &buffer[..length];
-                if length == 0 || self.frames.send(frame::data(self.streams[1], bytes, false)).await.is_err()
-                {
-                    return Ok::<_, std::io::Error>(());
-                }
-            }
-        };
-        let to_pod = async {
-            while let Some(bytes) = from_client.recv().await {
-                write.write_all(&bytes).await?;
-            }
-            write.shutdown().await
-        };
-        let (mut to_client, mut to_pod) = (std::pin::pin!(to_client), std::pin::pin!(to_pod));
-        coracle_clock::select! {
-            result = &mut to_client => {
-                result?;
-                // What the client has sent may still be of interest, but nothing will come back.
-                self.clock.timeout(LAST_BYTES, to_pod).await;
-                Ok(())
-            }
-            // A Pod that takes no more may still have something to say.
-            _ = &mut to_pod => to_client.await,
         }
     }
 }

@@ -221,7 +221,7 @@ async fn what_cannot_be_attached_to_is_refused_in_upstreams_words() {
         (
             "ns/web",
             403,
-            "requested protocol(s) are not supported: []; supports [SPDY/3.1+portforward.k8s.io]",
+            "requested protocol(s) are not supported: []; supports [SPDY/3.1+portforward.k8s.io v4.channel.k8s.io]",
         ),
     ];
     for (path, code, text) in table {
@@ -337,5 +337,43 @@ async fn a_client_that_does_not_speak_spdy_is_left() {
             assert_eq!(client.hear().await, None);
         }
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn ports_are_forwarded_over_channels_too() {
+    let server = Server::start().await;
+    let connect = async |query: &str| {
+        let stream = server.connect(Some(API_SERVER)).await;
+        let mut request = format!("ws://node/portForward/ns/web?{query}").into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", BOTH.parse().unwrap());
+        tokio_tungstenite::client_async(request, stream).await.map(|(socket, response)| {
+            let chosen = response.headers()["sec-websocket-protocol"].to_str().unwrap().to_owned();
+            Exec { socket, chosen }
+        })
+    };
+    let mut client = connect("port=80&port=82&port=81").await.unwrap();
+    assert_eq!(client.chosen, "v4.channel.k8s.io");
+    for (channel, port) in [(0, 80u16), (1, 80), (2, 82), (3, 82), (4, 81), (5, 81)] {
+        client.expect(channel, &port.to_le_bytes()).await;
+    }
+    client.send(b"\0hello").await;
+    let mut heard = Vec::new();
+    while heard.len() < 3 {
+        let Message::Binary(message) = client.next().await else { panic!("no data") };
+        heard.push(String::from_utf8_lossy(&message).into_owned());
+    }
+    heard.sort();
+    let refused =
+        "error forwarding port 81 to pod sandbox-2, uid : failed to connect to localhost:81: refused";
+    assert_eq!(heard, ["\0hello", "\u{2}bye", &format!("\u{5}{refused}")]);
+    drop(client);
+    // The end of the last connection is the end.
+    let mut client = connect("ports=82").await.unwrap();
+    client.expect(0, &82u16.to_le_bytes()).await;
+    client.expect(1, &82u16.to_le_bytes()).await;
+    client.expect(0, b"bye").await;
+    assert!(matches!(client.next().await, Message::Close(_)));
+    assert!(connect("x=1").await.is_err());
     server.stop().await;
 }
