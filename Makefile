@@ -4,6 +4,7 @@
 #   make down    stop the cluster; `make purge` also removes every trace
 #   make test    everything that CI runs
 #   make vm-test the cluster on Debian's kernel in qemu: cgroups v2, reboots, power cuts, all end-to-end tests (an hour)
+#   make podspec  PODSPEC.md anew: what of a Pod is honoured
 #   make soak    100,000 power cuts at random moments of random histories, 1,000 Pods that come and go, a million
 #                programs that end at once; hours
 #   make sim-hashes  the example scenarios do the same in debug and release builds
@@ -12,7 +13,7 @@
 #   make bench   the benchmarks, as a table
 #   make lint    formatting, lints and dependency rules
 #   make check   a quick type check
-.PHONY: up down purge test soak bench lint check build prerequisites e2e vm-test guards fuzz sim-hashes
+.PHONY: up down purge test soak bench lint check build prerequisites e2e vm-test guards fuzz sim-hashes podspec
 CARGO ?= cargo
 export PATH := $(CURDIR)/.cache/deny/bin:$(PATH)
 
@@ -66,6 +67,9 @@ sim-hashes:
 
 fuzz: sim-hashes
 	$(CARGO) run --release --quiet --package coracle-sim --example fuzz -- --seeds 2000 --minutes 10
+
+podspec:
+	CORACLE_WRITE_PODSPEC=1 $(CARGO) test --package coracle-api the_document_says_what_the_server_does
 
 guards: prerequisites
 	@python3 scripts/guards/run.py $(GUARD)

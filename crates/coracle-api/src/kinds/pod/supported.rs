@@ -4,6 +4,9 @@
 //! no row is refused as soon as it says something, so that a field that a new API level brings is refused too
 //! until somebody builds it and adds its row.
 
+#[cfg(test)]
+mod document;
+
 use serde_json::Value;
 
 use crate::field::{FieldError, Path};
