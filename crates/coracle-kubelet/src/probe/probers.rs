@@ -161,12 +161,12 @@ impl Probers {
 
     fn ask_what_is_due(&mut self) {
         let now = self.context.clock.elapsed();
-        let spec = self.pod.spec.clone().unwrap_or_default();
+        let Some(spec) = &self.pod.spec else { return };
         for (key, prober) in &mut self.probers {
             if prober.due().is_none_or(|at| at > now) {
                 continue;
             }
-            let (Some(id), Some(member)) = (prober.instance().cloned(), containers::find(&spec, &key.0))
+            let (Some(id), Some(member)) = (prober.instance().cloned(), containers::find(spec, &key.0))
             else {
                 continue;
             };

@@ -17,6 +17,7 @@ mod hostile;
 mod kubectl;
 mod lifecycle;
 mod machines;
+mod probes;
 mod streams;
 mod support;
 mod upgrade;
