@@ -226,6 +226,54 @@ mod tests {
     }
 
     #[test]
+    fn init_containers_and_sidecars_count_as_they_run() {
+        let asks = |cpu: &str| json!({"requests": {"cpu": cpu}});
+        let pod = pod(json!({
+            "initContainers": [
+                {"name": "i", "resources": asks("3")},
+                {"name": "s", "restartPolicy": "Always", "resources": asks("1")},
+                {"name": "j", "resources": asks("2500m")},
+            ],
+            "containers": [{"name": "c", "resources": asks("1")}],
+        }));
+        // The second plain one runs beside the sidecar: 3.5 is the most at any time.
+        assert_eq!(admit(&pod, &node(), &[&cpu("500m")]), Ok(()));
+        let message = "Node didn't have enough resource: cpu, requested: 3500, used: 501, capacity: 4000";
+        assert_eq!(refused(&pod, &node(), &[&cpu("501m")]), ("OutOfcpu".to_owned(), message.to_owned()));
+    }
+
+    #[test]
+    fn other_resources_count_if_the_node_has_them() {
+        let asks =
+            pod(json!({"containers": [{"name": "c", "resources": {"requests": {"example.com/gpu": "2"}}}]}));
+        assert_eq!(admit(&asks, &node(), &[]), Ok(()), "whoever provides them may come back");
+        let mut has = node();
+        has.status = Some(
+            serde_json::from_value(json!({"allocatable": {"pods": "9", "example.com/gpu": "3"}})).unwrap(),
+        );
+        let message = "Node didn't have enough resource: example.com/gpu, requested: 2, used: 2, capacity: 3";
+        assert_eq!(refused(&asks, &has, &[&asks]), ("OutOfexample.com/gpu".to_owned(), message.to_owned()));
+    }
+
+    #[test]
+    fn another_system_or_node_is_refused_before_all_else() {
+        let selected = pod(json!({"nodeSelector": {"kubernetes.io/os": "windows"}}));
+        assert_eq!(
+            refused(&selected, &node(), &[]),
+            (
+                "PodOSSelectorNodeLabelDoesNotMatch".to_owned(),
+                "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label".to_owned()
+            )
+        );
+        let other = pod(json!({"os": {"name": "windows"}}));
+        let why = "Failed to admit pod as the OS field doesn't match node OS";
+        assert_eq!(refused(&other, &node(), &[]), ("PodOSNotSupported".to_owned(), why.to_owned()));
+        let elsewhere = pod(json!({"nodeName": "m"}));
+        let why = "Predicate NodeName failed: node(s) didn't match the requested node name";
+        assert_eq!(refused(&elsewhere, &node(), &[]), ("NodeName".to_owned(), why.to_owned()));
+    }
+
+    #[test]
     fn selectors_ports_and_taints_are_checked() {
         let mut node = node();
         let wrong = refused(&pod(json!({"nodeSelector": {"disk": "hdd"}})), &node, &[]);

@@ -164,6 +164,10 @@ pub(crate) struct MachineOptions {
     /// forget it. [default: that of the default route]
     #[arg(long)]
     pub(crate) address: Option<Ipv4Addr>,
+    /// The longest that this node waits before it restarts a container that ends again and again, from 1s to 5m;
+    /// remembered. Less than 10s is also the first wait. [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = restart_period)]
+    pub(crate) max_container_restart_period: Option<jiff::SignedDuration>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -376,9 +380,29 @@ fn time_to_live(text: &str) -> Result<jiff::SignedDuration, String> {
     }
 }
 
+/// The same setting as the kubelet's `crashLoopBackOff.maxContainerRestartPeriod`, with the same bounds.
+fn restart_period(text: &str) -> Result<jiff::SignedDuration, String> {
+    let duration: jiff::SignedDuration = text.parse().map_err(|error| format!("{error}"))?;
+    let whole = duration.subsec_nanos() == 0;
+    if whole && (1..=300).contains(&duration.as_secs()) {
+        Ok(duration)
+    } else {
+        Err("it is at least 1s and at most 5m, in whole seconds".to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_longest_wait_before_a_restart_is_from_a_second_to_five_minutes() {
+        assert_eq!(restart_period("1s"), Ok(jiff::SignedDuration::from_secs(1)));
+        assert_eq!(restart_period("5m"), Ok(jiff::SignedDuration::from_mins(5)));
+        for bad in ["0s", "301s", "500ms", "-1s", "soon"] {
+            assert!(restart_period(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -45,6 +45,9 @@ pub(crate) struct Settings {
     /// Other names and addresses in the API server's certificate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) tls_san: Vec<String>,
+    /// The longest wait before a container is restarted, if somebody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_restart_seconds: Option<i64>,
 }
 
 /// What [`Settings::format`] is now. It rises when an older coracle could not go on with what a newer one left.
@@ -102,6 +105,7 @@ pub(crate) struct Wishes {
     pub(crate) address: Option<Ipv4Addr>,
     /// Takes the place of what was given before, if it holds any.
     pub(crate) tls_san: Vec<String>,
+    pub(crate) max_restart_seconds: Option<i64>,
 }
 
 impl Wishes {
@@ -117,7 +121,12 @@ impl Wishes {
     }
 
     pub(crate) fn of_machine(machine: &MachineOptions) -> Self {
-        Wishes { node_name: machine.node_name.clone(), address: machine.address, ..Wishes::default() }
+        Wishes {
+            node_name: machine.node_name.clone(),
+            address: machine.address,
+            max_restart_seconds: machine.max_container_restart_period.map(|period| period.as_secs()),
+            ..Wishes::default()
+        }
     }
 
     /// Takes over what may change at every start; whether `settings` have changed.
@@ -129,6 +138,7 @@ impl Wishes {
         if !self.tls_san.is_empty() {
             settings.tls_san.clone_from(&self.tls_san);
         }
+        settings.max_restart_seconds = self.max_restart_seconds.or(settings.max_restart_seconds);
         self.correct_store(settings);
         *settings != before
     }
@@ -261,6 +271,7 @@ pub(crate) fn choose(
         store,
         address: None,
         tls_san: Vec::new(),
+        max_restart_seconds: None,
     };
     wishes.amend(&mut settings);
     Ok(settings)
@@ -367,7 +378,10 @@ mod tests {
         assert!(!wishes(None, &[]).amend(&mut settings), "nothing is wished");
         assert_eq!(settings.tls_san, ["a.example", "198.51.100.1"]);
         assert!(wishes(Some([0, 0, 0, 0]), &["b.example"]).amend(&mut settings));
-        assert_eq!((settings.address, settings.tls_san), (None, vec!["b.example".to_owned()]));
+        assert_eq!((settings.address, &settings.tls_san), (None, &vec!["b.example".to_owned()]));
+        assert!(Wishes { max_restart_seconds: Some(5), ..Wishes::default() }.amend(&mut settings));
+        assert!(!Wishes::default().amend(&mut settings));
+        assert_eq!(settings.max_restart_seconds, Some(5));
     }
 
     #[test]

@@ -305,6 +305,23 @@ impl Cluster {
         self.clock.sleep(Duration::from_secs(3)).await;
     }
 
+    /// Waits until the runtime has been called so often, and returns before the caller hears the answer. False if that
+    /// does not happen within `limit` of virtual time.
+    pub(crate) async fn until_calls(&self, count: usize, limit: Duration) -> bool {
+        let end = self.clock.elapsed() + limit;
+        while self.clock.elapsed() < end {
+            // Time stands still as long as somebody is ready to run.
+            for _ in 0..50 {
+                if self.runtime.calls().len() >= count {
+                    return true;
+                }
+                tokio::task::yield_now().await;
+            }
+            self.clock.sleep(Duration::from_millis(5)).await;
+        }
+        false
+    }
+
     /// Events about a Pod: `type reason message (fieldPath)`, in the order of their making.
     pub(crate) async fn events(&self, name: &str) -> Vec<String> {
         self.settle().await;

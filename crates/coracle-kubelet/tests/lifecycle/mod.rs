@@ -406,32 +406,24 @@ async fn in_a_new_sandbox_everything_begins_with_the_first_init_container() {
 
 #[tokio::test(start_paused = true)]
 async fn a_node_agent_killed_between_any_two_steps_repeats_and_skips_no_init_container() {
-    let mut finished = false;
-    // The agent is killed after so many calls to the runtime, until that is more than there are.
-    for kill_after in 0.. {
+    let starts = ["start i", "start s", "start j", "start app"];
+    // A sandbox, and four containers created and started.
+    for kill_after in 0..=9 {
         let mut cluster = started().await;
         let spec = json!({"initContainers": [plain("i", "ok:1"), sidecar("s", "app:1"), plain("j", "ok:1")],
             "containers": [plain("app", "app:1")]});
         cluster.run("p", spec).await;
-        let up = "MODIFIED Running | init i Completed:0 0 | init s Running 0 | init j Completed:0 0 | app Running 0";
-        let mut waited = Duration::ZERO;
-        while cluster.runtime.calls().len() < kill_after && waited < Duration::from_secs(20) {
-            cluster.clock.sleep(Duration::from_micros(100)).await;
-            waited += Duration::from_micros(100);
-        }
+        assert!(cluster.until_calls(kill_after, Duration::from_secs(10)).await);
         cluster.kill_agent().await;
         cluster.clock.sleep(Duration::from_millis(300)).await;
         cluster.start_agent();
+        let up = "MODIFIED Running | init i Completed:0 0 | init s Running 0 | init j Completed:0 0 | app Running 0";
         cluster.until_step("p", up).await;
-        let starts: Vec<_> =
-            cluster.runtime.calls().into_iter().filter(|call| call.starts_with("start")).collect();
-        assert_eq!(starts, ["start i", "start s", "start j", "start app"], "killed after {kill_after}");
-        finished = waited >= Duration::from_secs(20);
-        if finished {
-            break;
-        }
+        let calls = cluster.runtime.calls();
+        let started: Vec<_> = calls.iter().filter(|call| call.starts_with("start")).collect();
+        assert_eq!(started, starts, "killed after {kill_after}");
+        assert_eq!(calls.len(), 9, "nothing is made twice: {calls:#?}");
     }
-    assert!(finished);
 }
 
 #[tokio::test(start_paused = true)]
@@ -572,4 +564,100 @@ async fn an_ephemeral_container_is_started_once_and_is_nothing_to_the_pods_fate(
     assert_eq!(starts, ["start i", "start app", "start z", "start b"], "none of them twice");
     let events = cluster.events("p").await.join("\n");
     assert!(events.contains("Container started (spec.ephemeralContainers{z})"), "{events}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_node_may_restart_sooner_than_after_ten_seconds() {
+    let mut cluster = Cluster::without_agent().await;
+    images(&cluster);
+    cluster.restart_backoff_max = 4;
+    cluster.start_agent();
+    cluster.give_pod_cidr().await;
+    cluster.until_ready().await;
+    cluster.run("p", json!({"containers": [plain("c", "bad:1")]})).await;
+    cluster.until_step("p", "MODIFIED Running | c CrashLoopBackOff 4").await;
+    let history = cluster.history("p");
+    let message = &history.last().unwrap().1["status"]["containerStatuses"][0]["state"]["waiting"]["message"];
+    assert!(message.as_str().unwrap().starts_with("back-off 4s "), "{message}");
+    let starts = history
+        .iter()
+        .filter(|(_, pod, _)| pod["status"]["containerStatuses"][0]["state"]["running"].is_object());
+    let starts: Vec<f64> = starts.map(|(_, _, at)| *at).collect();
+    let gaps: Vec<u64> = starts.windows(2).map(|pair| (pair[1] - pair[0]).round() as u64).collect();
+    assert_eq!(gaps, [1, 5, 5, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_hundred_changes_of_a_spec_end_with_the_last_one_observed() {
+    let cluster = started().await;
+    cluster.run("p", json!({"activeDeadlineSeconds": 100_000, "containers": [plain("app", "app:1")]})).await;
+    cluster.until_step("p", "MODIFIED Running | app Running 0").await;
+    let key = ObjectKey::namespaced("default", "p");
+    for n in 1..=500 {
+        let patch = PatchBody::Merge(json!({"spec": {"activeDeadlineSeconds": 100_000 - n}}));
+        request::patch::<Pod>(&cluster.admin, &key, &patch).await.unwrap();
+    }
+    cluster.settle().await;
+    let now = last(&cluster, "p");
+    assert_eq!(now["metadata"]["generation"], json!(502), "one for the binding");
+    assert_eq!(now["status"]["observedGeneration"], now["metadata"]["generation"]);
+    assert_eq!(condition(&now, "Ready")["observedGeneration"], now["metadata"]["generation"]);
+    assert_eq!(starts_and_stops(&cluster), ["run sandbox p 0", "start app"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_agent_killed_while_all_containers_start_anew_goes_on_with_it() {
+    // Nine calls until it runs; then two stops, four removals, and all anew.
+    for kill_after in 9..=20 {
+        let mut cluster = started().await;
+        cluster.image("trigger:1", runs(vec![exits(42, 3), RunScript::default()]));
+        let trigger = json!({"name": "trigger", "image": "trigger:1", "restartPolicy": "Never", "restartPolicyRules": [
+            {"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]});
+        let spec = json!({"restartPolicy": "Never", "initContainers": [plain("i", "ok:1"), sidecar("s", "app:1")],
+            "containers": [plain("app", "app:1"), trigger]});
+        cluster.run("p", spec).await;
+        assert!(cluster.until_calls(kill_after, Duration::from_secs(10)).await);
+        cluster.kill_agent().await;
+        cluster.clock.sleep(Duration::from_millis(100)).await;
+        cluster.start_agent();
+        let up = "init i Completed:0 1 | init s Running 1 | app Running 1 | trigger Running 1";
+        cluster.until_step("p", &format!("MODIFIED Running | {up}")).await;
+        let calls = cluster.runtime.calls();
+        let starts: Vec<_> = calls.iter().filter(|call| call.starts_with("start")).collect();
+        let order = ["start i", "start s", "start app", "start trigger"];
+        assert_eq!(starts, [order, order].concat(), "killed after {kill_after}: {calls:#?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_agent_killed_while_a_pod_ends_keeps_the_order_of_sidecars() {
+    for wait in [1, 1000, 4001, 6000] {
+        let mut cluster = started().await;
+        let spec = json!({"initContainers": [sidecar("s1", "app:1"), sidecar("s2", "slow:1")],
+            "containers": [plain("a", "slow:1")]});
+        cluster.run("p", spec).await;
+        cluster
+            .until_step("p", "MODIFIED Running | init s1 Running 0 | init s2 Running 0 | a Running 0")
+            .await;
+        cluster.delete("p", &Deletion::default()).await;
+        cluster.clock.sleep(Duration::from_millis(wait)).await;
+        cluster.kill_agent().await;
+        cluster.clock.sleep(Duration::from_millis(100)).await;
+        cluster.start_agent();
+        until_gone(&cluster, "p").await;
+        let (_, pod, _) = cluster.history("p").pop().unwrap();
+        let finished = |list: &str, n: usize| {
+            pod["status"][list][n]["state"]["terminated"]["finishedAt"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        };
+        let ends = [
+            finished("containerStatuses", 0),
+            finished("initContainerStatuses", 1),
+            finished("initContainerStatuses", 0),
+        ];
+        assert!(ends[0] <= ends[1] && ends[1] <= ends[2] && !ends[0].is_empty(), "{wait}: {ends:?}");
+        assert!(cluster.runtime.list_pod_sandboxes(&Default::default()).await.unwrap().is_empty());
+    }
 }

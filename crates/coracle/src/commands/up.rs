@@ -60,13 +60,17 @@ fn arguments(options: &Server) -> Vec<OsString> {
 }
 
 pub(super) fn machine_arguments(machine: &MachineOptions) -> Vec<OsString> {
-    let MachineOptions { node_name, address } = machine;
+    let MachineOptions { node_name, address, max_container_restart_period } = machine;
     let mut arguments = Vec::new();
     if let Some(name) = node_name {
         arguments.extend(["--node-name".into(), name.into()]);
     }
     if let Some(address) = address {
         arguments.extend(["--address".into(), address.to_string().into()]);
+    }
+    if let Some(period) = max_container_restart_period {
+        let seconds = format!("{}s", period.as_secs());
+        arguments.extend(["--max-container-restart-period".into(), seconds.into()]);
     }
     arguments
 }

@@ -102,7 +102,9 @@ pub(super) async fn start(
         hosts_file: "/etc/hosts".into(),
         cluster_dns: Vec::new(),
         cluster_domain: "cluster.local".to_owned(),
-        restart_backoff_max: jiff::SignedDuration::from_secs(300),
+        restart_backoff_max: settings
+            .max_restart_seconds
+            .map_or(coracle_kubelet::pod::backoff::MAX, jiff::SignedDuration::from_secs),
     };
     let mut kubelet =
         Kubelet::new(config, membership.client, runtime, images, clock.clone(), rng.fork("kubelet"));

@@ -1,6 +1,8 @@
 //! Tables and properties of the decisions about one Pod.
 
+mod initial;
 mod observed;
+mod order;
 mod phases;
 mod volumes;
 mod world;

@@ -16,6 +16,12 @@ fn state(text: &str) -> Option<Value> {
         "bad" => json!({"state": terminated(1)}),
         "wait-ok" => json!({"state": {"waiting": {}}, "lastState": terminated(0)}),
         "wait-bad" => json!({"state": {"waiting": {}}, "lastState": terminated(1)}),
+        "removed" => {
+            json!({"state": {"waiting": {"reason": "RestartingAllContainers"}}, "lastState": terminated(137)})
+        }
+        "removing" => {
+            json!({"state": {"terminated": {"exitCode": 137, "reason": "RestartingAllContainers"}}})
+        }
         other => panic!("{other}"),
     };
     Some(status)
@@ -85,7 +91,20 @@ fn phases_follow_from_container_states() {
         ("Never", "bad", "waiting", false, Failed),
         ("Never", "wait-bad", "waiting", false, Failed),
         ("OnFailure", "bad", "waiting", false, Pending),
+        ("OnFailure", "ok bad", "waiting", false, Pending),
+        ("Always", "none", "bad", false, Pending),
+        ("Always", "wait-bad", "wait-bad", false, Running),
+        ("Always", "waiting", "waiting", false, Pending),
+        // Removed in order to start anew.
+        ("Never", "", "removed running", false, Pending),
+        ("Never", "removed", "removed", false, Pending),
+        ("Never", "", "removing running", false, Pending),
         // Sidecars.
+        ("Always", "sidecar:none", "running", false, Pending),
+        ("Always", "sidecar:waiting", "running", false, Pending),
+        ("Always", "sidecar:wait-bad", "running", false, Running),
+        ("Always", "sidecar:bad", "running", false, Running),
+        ("Never", "sidecar:running", "ok", false, Running),
         ("Always", "sidecar:running", "running", false, Running),
         ("Always", "sidecar:unstarted", "waiting", false, Pending),
         ("Always", "sidecar:waiting", "waiting", false, Pending),
@@ -141,5 +160,15 @@ fn restart_policies() {
     let ruled = container(json!({"name": "c", "restartPolicy": "Never", "restartPolicyRules": [
         {"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]}));
     assert!(restartable(Some("Never"), &ruled, false, 42));
+    let not_in = container(json!({"name": "c", "restartPolicy": "Always", "restartPolicyRules": [
+        {"action": "Restart", "exitCodes": {"operator": "NotIn", "values": [0, 3]}}]}));
+    assert!(restartable(Some("Never"), &not_in, true, 1) && restartable(Some("Never"), &not_in, true, 0));
+    // Rules count only beside a policy of the container's own; of an init container Always means OnFailure.
+    let mut bare = ruled.clone();
+    bare.restart_policy = None;
+    assert!(!restartable(Some("Never"), &bare, false, 42));
+    assert!(!restartable(Some("Always"), &plain, true, 0));
+    let own = container(json!({"name": "c", "restartPolicy": "OnFailure"}));
+    assert!(restartable(Some("Never"), &own, false, 1) && !restartable(Some("Always"), &own, false, 0));
     assert!(!restartable(Some("Always"), &ruled, false, 1));
 }
