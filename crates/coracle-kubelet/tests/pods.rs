@@ -5,6 +5,8 @@
 mod cluster;
 mod lifecycle;
 mod probing;
+#[path = "pods/rules.rs"]
+mod rules;
 #[path = "pods/volumes.rs"]
 mod volumes;
 

@@ -4,6 +4,8 @@ mod binding;
 mod defaults;
 #[cfg(test)]
 mod full;
+#[cfg(test)]
+mod rules;
 mod supported;
 mod table;
 pub(super) mod template;

@@ -4,6 +4,7 @@ mod initial;
 mod observed;
 mod order;
 mod phases;
+mod rules;
 mod volumes;
 mod world;
 
