@@ -7,7 +7,7 @@ use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::scripted::{ImageScript, OnStop, RunScript, Trouble};
 use coracle_cri::{CriError, RuntimeService as _};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde_json::{Value, json};
 
 use crate::cluster::Cluster;
@@ -259,4 +259,43 @@ async fn a_deaf_process_ends_at_the_deadline_also_after_a_hook_that_failed() {
     assert!((10.0..10.5).contains(&took), "{took}");
     let events = cluster.events("p").await.join("\n");
     assert!(events.contains("Warning FailedPreStopHook PreStopHook failed"), "{events}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn variables_stay_as_they_were_at_the_start_of_their_container() {
+    let cluster = Cluster::start().await;
+    cluster.image("a:1", ImageScript::default());
+    let map = json!({"metadata": {"name": "cm", "namespace": "default"}, "data": {"k": "old"}});
+    request::create::<ConfigMap>(&cluster.admin, &serde_json::from_value(map).unwrap()).await.unwrap();
+    let mut spec = one("a:1");
+    spec["containers"][0]["env"] =
+        json!([{"name": "A", "valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]);
+    cluster.run("p", spec).await;
+    cluster.until_step("p", RUNNING).await;
+    let value = || cluster.runtime.environment("c").into_iter().find(|v| v.key == "A").unwrap().value;
+    let change = PatchBody::Merge(json!({"data": {"k": "new"}}));
+    request::patch::<ConfigMap>(&cluster.admin, &key("cm"), &change).await.unwrap();
+    cluster.clock.sleep(Duration::from_secs(300)).await;
+    assert_eq!(cluster.runtime.calls(), ["run sandbox p 0", "create c 0", "start c"]);
+    assert_eq!(value(), "old");
+    let running = cluster.runtime.list_containers(&Default::default()).await.unwrap().remove(0);
+    cluster.runtime.crash(&running.id, 1);
+    cluster.until_step("p", "MODIFIED Running | c Running 1").await;
+    assert_eq!(value(), "new", "a new instance begins anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hosts_file_of_its_own_is_left_to_the_container() {
+    let cluster = Cluster::start().await;
+    cluster.image("a:1", ImageScript::default());
+    let mut spec = one("a:1");
+    spec["volumes"] = json!([{"name": "own", "emptyDir": {}}]);
+    spec["containers"][0]["volumeMounts"] = json!([{"name": "own", "mountPath": "/etc/hosts"}]);
+    cluster.run("p", spec).await;
+    cluster.until_step("p", RUNNING).await;
+    let container = cluster.runtime.list_containers(&Default::default()).await.unwrap().remove(0);
+    let mounts = cluster.runtime.container_status(&container.id).await.unwrap().mounts;
+    let hosts: Vec<_> = mounts.iter().filter(|m| m.container_path.ends_with("etc/hosts")).collect();
+    assert_eq!(hosts.len(), 1, "{mounts:?}");
+    assert!(hosts[0].host_path.ends_with("volumes/kubernetes.io~empty-dir/own"), "{mounts:?}");
 }

@@ -587,6 +587,11 @@ mod tests {
         assert_eq!((signal("SIGRTMINPLUS15"), signal("SIGRTMAXMINUS14")), (Ok(49), Ok(50)));
         assert_eq!((signal("SIGCLD"), signal("SIGIOT"), signal("SIGPOLL")), (Ok(17), Ok(6), Ok(29)));
         assert!(signal("SIGFOO").is_err());
+        // What the image says counts where the container says nothing.
+        let image = ImageRunConfig { stop_signal: "SIGQUIT".into(), ..Default::default() };
+        assert_eq!(stop_signal(&ContainerConfig::default(), &image), Ok(3));
+        let own = ContainerConfig { stop_signal: "SIGUSR1".into(), ..Default::default() };
+        assert_eq!(stop_signal(&own, &image), Ok(10));
     }
 
     #[test]

@@ -612,3 +612,31 @@ fn each_refusal_of_a_node_has_its_reason_and_text() {
         assert_eq!(refused(spec), (reason.to_owned(), text.to_owned()));
     }
 }
+
+#[test]
+fn a_service_is_named_in_all_the_forms_of_old() {
+    let service = serde_json::from_value(json!({
+        "metadata": {"name": "my-web", "namespace": "ns"},
+        "spec": {"clusterIP": "10.96.0.3", "ports": [
+            {"name": "web-x", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]},
+    }))
+    .unwrap();
+    let variables = crate::spec::services::service_variables(&pod(json!({"containers": []})), [&service]);
+    let expected = [
+        ("MY_WEB_PORT", "tcp://10.96.0.3:80"),
+        ("MY_WEB_PORT_53_UDP", "udp://10.96.0.3:53"),
+        ("MY_WEB_PORT_53_UDP_ADDR", "10.96.0.3"),
+        ("MY_WEB_PORT_53_UDP_PORT", "53"),
+        ("MY_WEB_PORT_53_UDP_PROTO", "udp"),
+        ("MY_WEB_PORT_80_TCP", "tcp://10.96.0.3:80"),
+        ("MY_WEB_PORT_80_TCP_ADDR", "10.96.0.3"),
+        ("MY_WEB_PORT_80_TCP_PORT", "80"),
+        ("MY_WEB_PORT_80_TCP_PROTO", "tcp"),
+        ("MY_WEB_SERVICE_HOST", "10.96.0.3"),
+        ("MY_WEB_SERVICE_PORT", "80"),
+        ("MY_WEB_SERVICE_PORT_DNS", "53"),
+        ("MY_WEB_SERVICE_PORT_WEB_X", "80"),
+    ];
+    let made: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(made, expected);
+}
