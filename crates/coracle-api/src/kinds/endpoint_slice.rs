@@ -290,6 +290,7 @@ mod tests {
     fn a_change_of_what_is_said_is_counted_and_the_kind_of_addresses_stays() {
         let row = catalogue::find("discovery.k8s.io", "v1", "endpointslices").unwrap();
         let mut old = slice("IPv4", &["10.0.0.1"]);
+        row.default(&mut old);
         row.prepare_for_create(&mut old);
         assert_eq!(old["metadata"]["generation"], 1);
         let mut same = old.clone();
@@ -301,6 +302,7 @@ mod tests {
         row.prepare_for_update(&mut new, &old);
         assert_eq!(new["metadata"]["generation"], 2);
         new["addressType"] = "IPv6".into();
+        new["endpoints"] = json!([]);
         let errors = row.strategy.validate_update(&new, &old);
         assert_eq!(errors[0].to_string(), "addressType: Invalid value: \"IPv6\": field is immutable");
     }
