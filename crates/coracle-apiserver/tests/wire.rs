@@ -226,7 +226,7 @@ async fn exec_is_a_pipe_to_the_node_agent() {
     }
     assert!(seen.starts_with("HTTP/1.1 101"), "{seen}");
     assert!(seen.contains("sec-websocket-protocol: v5.channel.k8s.io"), "{seen}");
-    assert!(seen.ends_with("/exec/default/p/c?command=sh&command=-c&input=1&output=1&error=1|"), "{seen}");
+    assert!(seen.ends_with("/exec/default/p/c?input=1&output=1&error=1&command=sh&command=-c|"), "{seen}");
     stream.write_all(b"hello").await.unwrap();
     let mut echo = [0; 5];
     stream.read_exact(&mut echo).await.unwrap();

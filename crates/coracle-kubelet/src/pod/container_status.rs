@@ -79,13 +79,26 @@ fn observed(i: &PodInputs, member: &Member<'_>) -> ContainerStatus {
             if member.kind != Kind::Ephemeral && i.was_restarting_all() && was_alive(previous, &ended) {
                 ended.terminated.iter_mut().for_each(ended_for_restart);
             }
-            status.state = Some(ended);
+            if comes_back_against_its_policy(i, member, newest) {
+                status.state = Some(waiting(reasons::CONTAINER_CREATING, ""));
+                status.last_state = Some(ended);
+            } else {
+                status.state = Some(ended);
+            }
         }
     }
     if newest.container.state != CriState::Running {
         wait_for_start(i, member, Some(newest), &mut status);
     }
     status
+}
+
+/// It was stopped to be started again, which its policy would not do. The API server takes an end that is shown as
+/// one that stays, and no status after it.
+fn comes_back_against_its_policy(i: &PodInputs, member: &Member<'_>, ended: &cri::ContainerStatus) -> bool {
+    i.lifecycle == Lifecycle::Syncing
+        && i.history.must_restart(member.name(), &ended.container.id)
+        && !i.restarts(member, ended.exit_code.unwrap_or(UNKNOWN_EXIT_CODE))
 }
 
 /// What was shown last of the instance that has `ended` is that it ran, or that it was stopped so that all start anew.

@@ -15,10 +15,11 @@ use nix::sys::signal::Signal;
 
 use crate::image::DeviceNodes;
 
+use super::devices::host_devices;
 use super::keeper::{Connection, LAUNCH_LIMIT};
 use super::rootfs::{self, Kind, Root, WantedUser};
 use super::sandbox::SHM_DIR;
-use super::spec::{self, Bind, Device, Namespaces};
+use super::spec::{self, Bind, Namespaces};
 use super::state::{self, CONTAINER_FILE, ContainerRecord, RESOURCES_FILE, SPEC_FILE};
 use super::{Container, Inner, Phase, Sandbox, blocking, failed, internal, lock};
 
@@ -533,36 +534,6 @@ fn unescape(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&out).into_owned()
-}
-
-/// The device nodes of the host, for a privileged container.
-fn host_devices(dir: &Path) -> Vec<Device> {
-    use std::os::unix::fs::{FileTypeExt, MetadataExt};
-    let mut devices = Vec::new();
-    let Ok(entries) = std::fs::read_dir(dir) else { return devices };
-    for entry in entries.flatten() {
-        let Ok(kind) = entry.file_type() else { continue };
-        let path = entry.path();
-        if kind.is_dir() {
-            // These are mounts of the container's own.
-            if !["pts", "shm", "fd", "mqueue"].iter().any(|own| path.ends_with(own)) {
-                devices.extend(host_devices(&path));
-            }
-        } else if (kind.is_block_device() || kind.is_char_device()) && !path.ends_with("console") {
-            let Ok(stat) = entry.metadata() else { continue };
-            devices.push(Device {
-                path,
-                block: kind.is_block_device(),
-                major: rustix::fs::major(stat.rdev()),
-                minor: rustix::fs::minor(stat.rdev()),
-                mode: stat.mode() & 0o7777,
-                uid: stat.uid(),
-                gid: stat.gid(),
-            });
-        }
-    }
-    devices.sort_by(|a, b| a.path.cmp(&b.path));
-    devices
 }
 
 #[cfg(test)]

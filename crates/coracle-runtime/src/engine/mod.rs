@@ -16,6 +16,7 @@
 mod attach;
 mod cgroup;
 mod container;
+mod devices;
 mod ends;
 mod keeper;
 mod purge;

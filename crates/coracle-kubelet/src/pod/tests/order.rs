@@ -402,6 +402,23 @@ fn what_a_probe_has_killed_comes_back_whatever_its_exit_code() {
     assert_eq!(told(&plan(&i)), "start app 1");
 }
 
+/// The API server takes no status after the end of a container that its policy leaves ended.
+#[test]
+fn what_comes_back_against_its_policy_is_not_shown_as_ended() {
+    let mut spec = base();
+    spec["restartPolicy"] = json!("OnFailure");
+    let mut i = with(spec, "i=0 s=run j=0 app=0");
+    let app = |i: &PodInputs| {
+        let status = crate::pod::status(i);
+        status.container_statuses.unwrap().into_iter().find(|c| c.name == "app").unwrap()
+    };
+    assert!(app(&i).state.unwrap().terminated.is_some());
+    i.history.container("app").must_restart.insert(cri::ContainerId("app0".into()));
+    let shown = app(&i);
+    assert_eq!(shown.state.unwrap().waiting.unwrap().reason.as_deref(), Some("ContainerCreating"));
+    assert_eq!(shown.last_state.unwrap().terminated.unwrap().exit_code, 0);
+}
+
 // === The end ===
 
 fn deleted(i: &mut PodInputs, grace: i64) {
