@@ -409,7 +409,7 @@ fn what_comes_back_against_its_policy_is_not_shown_as_ended() {
     spec["restartPolicy"] = json!("OnFailure");
     let mut i = with(spec, "i=0 s=run j=0 app=0");
     let app = |i: &PodInputs| {
-        let status = crate::pod::status(i);
+        let status = status(i);
         status.container_statuses.unwrap().into_iter().find(|c| c.name == "app").unwrap()
     };
     assert!(app(&i).state.unwrap().terminated.is_some());
