@@ -9,6 +9,7 @@ use coracle_cri::ContainerStatus;
 use k8s_openapi::api::core::v1::Pod;
 
 use crate::logs::last_output;
+use crate::pod::containers;
 use crate::spec::container::TERMINATION_MESSAGE_PATH;
 
 const MESSAGE_BYTES: u64 = 4096;
@@ -20,9 +21,10 @@ const LOG_BYTES: u64 = 2048;
 ///
 /// `logs` is the directory of all Pods' logs: no log outside of it is read.
 pub(crate) async fn read_message(clock: &Clock, logs: &Path, pod: &Pod, status: &ContainerStatus) -> String {
-    let containers = pod.spec.as_ref().map(|s| s.containers.as_slice()).unwrap_or_default();
-    let spec = containers.iter().find(|c| c.name == status.container.name);
-    let share = ALL_MESSAGES_BYTES / u64::try_from(containers.len().max(1)).unwrap_or(1);
+    let member = pod.spec.as_ref().and_then(|spec| containers::find(spec, &status.container.name));
+    let spec = member.as_ref().map(|member| member.container.as_ref());
+    let regular = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
+    let share = ALL_MESSAGES_BYTES / u64::try_from(regular.max(1)).unwrap_or(1);
     let path = spec.and_then(|c| c.termination_message_path.as_deref()).unwrap_or(TERMINATION_MESSAGE_PATH);
     let mounted = status.mounts.iter().find(|m| m.container_path == Path::new(path));
     let mut message = String::new();
@@ -70,16 +72,21 @@ mod tests {
 
     /// The message of the first of `containers` containers, given its file and its log.
     async fn message(policy: &str, containers: usize, exit_code: i32, file: &str, log: &str) -> String {
+        let all: Vec<_> = (0..containers)
+            .map(|n| json!({"name": format!("c{n}"), "terminationMessagePolicy": policy}))
+            .collect();
+        message_in(json!({ "containers": all }), exit_code, file, log).await
+    }
+
+    /// The message of the container `c0` of a Pod.
+    async fn message_in(spec: serde_json::Value, exit_code: i32, file: &str, log: &str) -> String {
         let root = tempfile::tempdir().unwrap();
         let log_path = root.path().join("ns_p_u/c0/0.log");
         std::fs::create_dir_all(log_path.parent().unwrap()).unwrap();
         std::fs::write(&log_path, log).unwrap();
         let host_path = root.path().join("0-termination-log");
         std::fs::write(&host_path, file).unwrap();
-        let all: Vec<_> = (0..containers)
-            .map(|n| json!({"name": format!("c{n}"), "terminationMessagePolicy": policy}))
-            .collect();
-        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {"containers": all}})).unwrap();
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": spec})).unwrap();
         let status = ContainerStatus {
             container: Container {
                 id: ContainerId("i".into()),
@@ -127,5 +134,15 @@ mod tests {
         let tail = message("File", 1, 0, &long, "").await;
         assert_eq!((tail.len(), tail.ends_with("end")), (4096, true));
         assert_eq!(message("File", 6, 0, &long, "").await.len(), 2048, "all containers share 12 KiB");
+    }
+
+    #[tokio::test]
+    async fn containers_of_every_kind_leave_a_message_by_their_own_policy() {
+        const LOG: &str = "2026-01-01T00:00:00Z stderr F one\n";
+        for kind in ["initContainers", "ephemeralContainers"] {
+            let own = json!([{"name": "c0", "terminationMessagePolicy": "FallbackToLogsOnError"}]);
+            let spec = json!({"containers": [{"name": "app"}], kind: own});
+            assert_eq!(message_in(spec, 1, "", LOG).await, "one\n", "{kind}");
+        }
     }
 }
