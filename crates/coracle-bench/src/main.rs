@@ -42,9 +42,18 @@ struct Options {
     /// Seconds of idling.
     #[arg(long, default_value_t = 60)]
     idle: u64,
-    /// Only play scenarios on virtual time.
-    #[arg(long)]
-    only_simulated: bool,
+    /// Leave out one half of the measurements.
+    #[arg(long, value_enum)]
+    only: Option<Half>,
+}
+
+/// A half of the measurements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Half {
+    /// Real clusters.
+    Cluster,
+    /// Scenarios on virtual time.
+    Simulated,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -61,27 +70,32 @@ fn main() -> anyhow::Result<()> {
 async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     let clock = Clock::system();
     let mut rows = Vec::new();
-    eprintln!("playing scenarios on virtual time");
-    rows.extend(simulated::rows(&options.coracle, &clock).await?);
-    if options.only_simulated {
-        return Ok(rows);
+    if options.only != Some(Half::Simulated) {
+        cluster_rows(options, &clock, &mut rows).await?;
     }
+    if options.only != Some(Half::Cluster) {
+        eprintln!("playing scenarios on virtual time");
+        rows.extend(simulated::rows(&options.coracle, &clock).await?);
+    }
+    Ok(rows)
+}
 
+async fn cluster_rows(options: &Options, clock: &Clock, rows: &mut Vec<Row>) -> anyhow::Result<()> {
     eprintln!("starting a cluster {} times", options.starts);
     let mut starts = Vec::new();
     for _ in 0..options.starts {
         let cluster = Cluster::new(&options.coracle)?;
-        starts.push(cluster.start(&clock)?);
+        starts.push(cluster.start(clock)?);
     }
     rows.push(Row::millis("built binary to node Ready", &starts, "1000 ms", "16 s"));
 
     let cluster = Cluster::new(&options.coracle)?;
-    cluster.start(&clock)?;
+    cluster.start(clock)?;
     cluster.import(&options.image_archive)?;
     let client = cluster.client().await.context("cannot connect to the cluster")?;
 
     eprintln!("idling for {} s", options.idle);
-    let idle = measure::idle(&cluster, &client, &clock, options.idle).await?;
+    let idle = measure::idle(&cluster, &client, clock, options.idle).await?;
     rows.push(Row::text(
         "whole cluster idle, resident",
         format!("{} MB", idle.resident_mb),
@@ -103,7 +117,7 @@ async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     ));
 
     eprintln!("starting and deleting {} Pods one at a time", options.pods);
-    let pods = measure::pods_in_turn(&client, &clock, options.pods).await?;
+    let pods = measure::pods_in_turn(&client, clock, options.pods).await?;
     rows.push(Row::millis("Pod POST to Ready on a watch", &pods.ready, "100 ms", "1003 ms p50"));
     rows.push(Row::millis("  of it: POST answered", &pods.answered, "", ""));
     rows.push(Row::millis("  of it: then bound", &pods.bound, "", ""));
@@ -112,7 +126,7 @@ async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
     rows.push(Row::millis("Pod delete to gone (exits on SIGTERM)", &pods.deleted, "100 ms", "10 s"));
 
     eprintln!("starting {} Pods at once", options.burst);
-    let burst = measure::start_at_once(&cluster, &client, &clock, options.burst).await?;
+    let burst = measure::start_at_once(&cluster, &client, clock, options.burst).await?;
     let pods = options.burst;
     let scaled = |seconds: f64| format!("{seconds:.2} s");
     rows.push(Row::text(&format!("{pods} Pods at once, all Running"), scaled(burst.running), "5 s", "78 s"));
@@ -125,30 +139,30 @@ async fn run(options: &Options) -> anyhow::Result<Vec<Row>> {
         "",
     ));
     eprintln!("killing the cluster's process with {pods} Pods");
-    let recovery = recover::after_kill(&cluster, &client, &clock).await?;
+    let recovery = recover::after_kill(&cluster, &client, clock).await?;
     rows.push(Row::text("after kill -9: the API answers", scaled(recovery.answered), "0.3 s", ""));
     rows.push(Row::text("after kill -9: all statuses true", scaled(recovery.statuses), "1 s", ""));
     let client = cluster.client().await?;
     let burst = burst.reconnect(&client).await?;
     rows.push(Row::text(
         &format!("{pods} Pods at once, all gone"),
-        scaled(burst.delete(&clock).await?),
+        scaled(burst.delete(clock).await?),
         "5 s",
         "91 s",
     ));
 
-    let (alone, server_side) = measure::create_alone(&client, &clock, 500).await?;
+    let (alone, server_side) = measure::create_alone(&client, clock, 500).await?;
     rows.push(Row::millis("durable create, alone, seen by the client", &alone, "", ""));
     let server_side = format!("{:.2} ms mean", server_side.as_secs_f64() * 1000.0);
     rows.push(Row::text("durable create, alone, server side", server_side, "0.5 ms", ""));
     eprintln!("creating {} objects from 64 connections", options.objects);
-    let rate = measure::creates(&cluster, &clock, options.objects, 64).await?;
+    let rate = measure::creates(&cluster, clock, options.objects, 64).await?;
     rows.push(Row::text("durable creates, 64 connections", format!("{rate:.0} /s"), "5000 /s", "800 /s"));
-    cluster.kill(&clock).await?;
-    cluster.start(&clock)?;
+    cluster.kill(clock).await?;
+    cluster.start(clock)?;
     let opened = scaled(cluster.store_opened_in()?.as_secs_f64());
     rows.push(Row::text(&format!("recovery of {} objects", options.objects), opened, "1 s", ""));
     let resident = measure::status_kb(cluster.pid()?, "VmRSS:") / 1024;
     rows.push(Row::text("  resident memory with them", format!("{resident} MB"), "", ""));
-    Ok(rows)
+    Ok(())
 }

@@ -14,6 +14,8 @@ use crate::report::Row;
 
 /// How often the memory of a run is looked at: the kernel remembers the most of it.
 const LOOK: Duration = Duration::from_millis(20);
+/// A run that takes longer is ended, and said not to be done.
+const GIVEN_UP: Duration = Duration::from_secs(180);
 
 /// An hour in which nothing happens but that every node renews its Lease.
 const IDLE_HOUR: &str = "scenario: an idle hour of 100 nodes\nuntil: 1h\nnodes: 100\n";
@@ -90,7 +92,7 @@ impl Took {
     }
 }
 
-async fn play(program: &Path, clock: &Clock, scenario: &str) -> anyhow::Result<Took> {
+async fn play(program: &Path, clock: &Clock, scenario: &str) -> anyhow::Result<Option<Took>> {
     let directory = std::env::temp_dir().join(format!("coracle-bench-sim-{}", std::process::id()));
     std::fs::create_dir_all(&directory)?;
     let file = directory.join("scenario.yaml");
@@ -100,7 +102,7 @@ async fn play(program: &Path, clock: &Clock, scenario: &str) -> anyhow::Result<T
     took
 }
 
-async fn run(program: &Path, clock: &Clock, file: &Path) -> anyhow::Result<Took> {
+async fn run(program: &Path, clock: &Clock, file: &Path) -> anyhow::Result<Option<Took>> {
     let begin = clock.elapsed();
     let mut child = Command::new(program)
         .arg("sim")
@@ -111,6 +113,11 @@ async fn run(program: &Path, clock: &Clock, file: &Path) -> anyhow::Result<Took>
         .spawn()?;
     let mut resident = 0;
     while child.try_wait()?.is_none() {
+        if clock.elapsed() - begin > GIVEN_UP {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
         resident = status_kb(child.id(), "VmHWM:").max(resident);
         clock.sleep(LOOK).await;
     }
@@ -120,7 +127,7 @@ async fn run(program: &Path, clock: &Clock, file: &Path) -> anyhow::Result<Took>
     if !said.held {
         bail!("a scenario does not hold:\n{}", String::from_utf8_lossy(&output.stdout));
     }
-    Ok(Took { real, resident_mb: resident / 1024, events: said.events })
+    Ok(Some(Took { real, resident_mb: resident / 1024, events: said.events }))
 }
 
 /// One row for each scenario.
@@ -134,7 +141,8 @@ pub(crate) async fn rows(program: &Path, clock: &Clock) -> anyhow::Result<Vec<Ro
     let mut rows = Vec::new();
     for (name, scenario, budget) in &scenarios {
         let took = play(program, clock, scenario).await?;
-        rows.push(Row::text(name, took.in_words(), budget, ""));
+        let said = took.map_or_else(|| format!("not done in {GIVEN_UP:?}"), |took| took.in_words());
+        rows.push(Row::text(name, said, budget, ""));
     }
     Ok(rows)
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use crate::logs::remove_logs;
 use crate::volume::VolumeHost;
-use crate::volume::tear_down::{remove_tree, remove_volumes};
+use crate::volume::tear_down::remove_volumes;
 
 /// What a text file says; nothing if it cannot be read.
 pub(crate) fn text(path: &Path) -> String {
@@ -104,7 +104,7 @@ impl PodFiles {
 /// Removes the directory of a Pod, with volumes that are still there.
 fn remove_pod(directory: &Path, volume_host: &VolumeHost) -> io::Result<()> {
     remove_volumes(directory, volume_host)?;
-    remove_tree(directory)
+    coracle_tree::remove(directory)
 }
 
 /// UIDs of the Pods that have a directory.
@@ -147,5 +147,5 @@ pub(crate) fn remove_forgotten(
 /// Something cannot be unmounted or removed.
 pub fn remove_pod_directories(directory: &Path) -> io::Result<()> {
     pods(directory).iter().try_for_each(|uid| remove_pod(&directory.join(uid), &VolumeHost::Machine))?;
-    remove_tree(directory)
+    coracle_tree::remove(directory)
 }

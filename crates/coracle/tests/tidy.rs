@@ -15,17 +15,18 @@ use std::process::Command;
 /// Crate, and the crates of the workspace that it may use. The binary and the benchmarks may use everything.
 const LAYERS: &[(&str, &[&str])] = &[
     ("coracle-clock", &[]),
+    ("coracle-tree", &[]),
     ("coracle-api", &[]),
     ("coracle-cri", &["coracle-clock"]),
     ("coracle-store", &["coracle-clock"]),
     ("coracle-client", &["coracle-api", "coracle-clock"]),
     ("coracle-keeper", &[]),
-    ("coracle-runtime", &["coracle-cri", "coracle-clock", "coracle-keeper"]),
+    ("coracle-runtime", &["coracle-cri", "coracle-clock", "coracle-tree", "coracle-keeper"]),
     ("coracle-net", &["coracle-cri", "coracle-client", "coracle-api", "coracle-clock"]),
     ("coracle-apiserver", &["coracle-store", "coracle-api", "coracle-clock"]),
     ("coracle-scheduler", &["coracle-client", "coracle-api", "coracle-clock"]),
     ("coracle-controllers", &["coracle-client", "coracle-api", "coracle-clock"]),
-    ("coracle-kubelet", &["coracle-client", "coracle-cri", "coracle-api", "coracle-clock"]),
+    ("coracle-kubelet", &["coracle-client", "coracle-cri", "coracle-api", "coracle-clock", "coracle-tree"]),
 ];
 
 /// Crates that wire others together.

@@ -5,6 +5,7 @@
 //! state or the new one, and the directory that they have open stays whole.
 
 use std::collections::BTreeSet;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -46,7 +47,7 @@ pub(super) fn write(directory: &Path, payload: &Payload, how: Writing) -> io::Re
         let name = make_directory(root, how.now)?;
         let written = fill(root, &name, payload, how).and_then(|()| switch(root, &name));
         if let Err(why) = written {
-            let _ = super::tear_down::remove_at(root, name.as_ref());
+            let _ = remove_inside(root, &name);
             return Err(why);
         }
     }
@@ -229,5 +230,9 @@ fn sweep(root: BorrowedFd<'_>, shown: &BTreeSet<&str>) -> io::Result<()> {
             gone.extend(target.to_bytes().starts_with(b"..data/").then_some(name));
         }
     }
-    gone.iter().try_for_each(|name| super::tear_down::remove_at(root, name.as_ref()))
+    gone.iter().try_for_each(|name| remove_inside(root, name))
+}
+
+fn remove_inside(root: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    coracle_tree::remove_at(root, &CString::new(name)?)
 }

@@ -1,22 +1,16 @@
 //! File operations that hold against crashes and against what images contain.
 
-use std::collections::BTreeSet;
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, ResolveFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::{ImageError, ImageResult};
-
-/// Names of a directory that are in memory at once. Not two, which the dots may be alone.
-const NAMES_AT_ONCE: usize = 512;
-/// Levels of directories that a removal holds open at once.
-const REMOVE_DEPTH: usize = 48;
 
 /// Opens a directory by its path.
 pub(crate) fn open_dir(path: &Path) -> io::Result<OwnedFd> {
@@ -107,149 +101,7 @@ impl FileLock {
 
 /// Removes a file or a whole tree; no error if it is not there.
 pub(crate) fn remove_path(path: &Path) -> ImageResult<()> {
-    let failed = |error| ImageError::io::<io::Error>("cannot remove", path)(error);
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
-    };
-    let parent = match open_dir(parent) {
-        Ok(parent) => parent,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed(error)),
-    };
-    let name = CString::new(name.as_bytes()).map_err(|error| failed(error.into()))?;
-    remove_tree(parent.as_fd(), &name).map_err(failed)
-}
-
-/// Removes `name` in `parent`, and what is below it. Follows no link, enters no mount, and copes with trees of
-/// any depth: what lies too deep is first moved up. Two removals of one tree may run side by side.
-pub(crate) fn remove_tree(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        // Linux says EISDIR for a directory; POSIX allows EPERM.
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(error) => return Err(error.into()),
-    }
-    let Some(top) = open_child(parent, name)? else { return Ok(()) };
-    let mut removal = Removal { top: top.as_fd(), moved: 0, pending: BTreeSet::new() };
-    removal.clear(top.as_fd(), 0)?;
-    while let Some(moved) = removal.pending.pop_last() {
-        let moved = moved_name(moved)?;
-        if let Some(dir) = open_child(top.as_fd(), &moved)? {
-            removal.clear(dir.as_fd(), 1)?;
-            remove_empty(top.as_fd(), &moved)?;
-        }
-    }
-    remove_empty(parent, name)
-}
-
-fn remove_empty(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
-struct Removal<'a> {
-    top: BorrowedFd<'a>,
-    moved: u64,
-    /// Numbers of what was moved up and is still to be removed: there may be very many.
-    pending: BTreeSet<u64>,
-}
-
-const MOVED: &str = ".removed-";
-
-fn moved_name(number: u64) -> io::Result<CString> {
-    Ok(CString::new(format!("{MOVED}{number}"))?)
-}
-
-impl Removal<'_> {
-    fn clear(&mut self, dir: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
-        for_each_child(dir, |name, kind| {
-            let number = || name.to_str().ok()?.strip_prefix(MOVED)?.parse().ok();
-            if depth == 0 && number().is_some_and(|number| self.pending.contains(&number)) {
-                return Ok(false);
-            }
-            let is_dir = kind == FileType::Directory
-                || (kind == FileType::Unknown
-                    && rustix::fs::unlinkat(dir, name, AtFlags::empty()) == Err(Errno::ISDIR));
-            if !is_dir {
-                return match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => Ok(true),
-                    Err(error) => Err(error.into()),
-                };
-            }
-            if depth < REMOVE_DEPTH {
-                if let Some(child) = open_child(dir, name)? {
-                    self.clear(child.as_fd(), depth + 1)?;
-                    remove_empty(dir, name)?;
-                }
-            } else {
-                self.move_up(dir, name)?;
-            }
-            Ok(true)
-        })
-    }
-
-    fn move_up(&mut self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-        loop {
-            let number = self.moved;
-            let target = moved_name(number)?;
-            self.moved += 1;
-            match rustix::fs::renameat_with(dir, name, self.top, &target, rustix::fs::RenameFlags::NOREPLACE)
-            {
-                Ok(()) => {
-                    self.pending.insert(number);
-                    return Ok(());
-                }
-                Err(Errno::EXIST) => {}
-                Err(Errno::NOENT) => return Ok(()),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-}
-
-/// Opens a directory to be emptied; `None` if someone else has removed it.
-fn open_child(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>> {
-    let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
-    match rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve) {
-        Ok(dir) => Ok(Some(dir)),
-        Err(Errno::NOENT) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Calls `visit` for the names in a directory, without `.` and `..`; it says whether it removed the entry. After
-/// removals the directory is read again, until nothing more is removed: whatever a file system does to a reading
-/// under which entries go, all are visited. A few names at a time are in memory, however many there are.
-pub(crate) fn for_each_child(
-    dir: BorrowedFd<'_>,
-    mut visit: impl FnMut(&CStr, FileType) -> io::Result<bool>,
-) -> io::Result<()> {
-    let mut entries = Dir::read_from(dir)?;
-    let mut batch = Vec::with_capacity(NAMES_AT_ONCE);
-    loop {
-        let mut removed = false;
-        loop {
-            for entry in entries.by_ref().take(NAMES_AT_ONCE) {
-                let entry = entry?;
-                if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                    batch.push((entry.file_name().to_owned(), entry.file_type()));
-                }
-            }
-            if batch.is_empty() {
-                break;
-            }
-            for (name, kind) in batch.drain(..) {
-                removed |= visit(&name, kind)?;
-            }
-        }
-        if !removed {
-            return Ok(());
-        }
-        entries.rewind();
-    }
+    coracle_tree::remove(path).map_err(ImageError::io("cannot remove", path))
 }
 
 /// What is free for root on a file system.
@@ -271,34 +123,6 @@ pub(crate) fn free_space(dir: BorrowedFd<'_>) -> io::Result<FreeSpace> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tree_deeper_than_any_path_is_removed() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut at = open_dir(dir.path()).unwrap();
-        for _ in 0..3000 {
-            rustix::fs::mkdirat(&at, c"d", Mode::RWXU).unwrap();
-            rustix::fs::mkdirat(&at, c".removed-0", Mode::RWXU).unwrap();
-            at = open_child(at.as_fd(), c"d").unwrap().unwrap();
-        }
-        drop(at);
-        remove_path(&dir.path().join("d")).unwrap();
-        assert!(!dir.path().join("d").exists());
-        remove_path(&dir.path().join("d")).unwrap();
-    }
-
-    #[test]
-    fn a_removal_follows_no_link() {
-        let dir = tempfile::tempdir().unwrap();
-        let kept = dir.path().join("kept");
-        std::fs::create_dir(&kept).unwrap();
-        std::fs::write(kept.join("file"), "x").unwrap();
-        let tree = dir.path().join("tree");
-        std::fs::create_dir(&tree).unwrap();
-        std::os::unix::fs::symlink(&kept, tree.join("link")).unwrap();
-        remove_path(&tree).unwrap();
-        assert!(kept.join("file").exists() && !tree.exists());
-    }
 
     #[test]
     fn a_lock_excludes_within_the_process_and_is_freed_on_drop() {

@@ -12,11 +12,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use coracle_tree::{for_each_child, remove_at};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::digest::Cancel;
-use super::fs::{for_each_child, free_space, open_in_root, remove_tree};
+use super::fs::{free_space, open_in_root};
 use super::tar::{Entry, Kind, Mtime, Skip, TarReader, invalid};
 use super::types::UnpackLimits;
 
@@ -201,7 +202,7 @@ impl Unpacker<'_> {
             if matches!(hidden, b"" | b"." | b"..") {
                 return Err(invalid("whiteout of nothing").into());
             }
-            return Ok(remove_tree(parent, &CString::new(hidden)?)?);
+            return Ok(remove_at(parent, &CString::new(hidden)?)?);
         }
         let made = self.key(parent_path, name);
         self.made.insert(made);
@@ -264,7 +265,7 @@ impl Unpacker<'_> {
             {
                 Ok(())
             }
-            Ok(_) => remove_tree(parent, name),
+            Ok(_) => remove_at(parent, name),
         }
     }
 
@@ -357,7 +358,7 @@ impl Unpacker<'_> {
             if self.made.contains(&self.key(path, name.to_bytes())) {
                 return Ok(false);
             }
-            remove_tree(dir, name)?;
+            remove_at(dir, name)?;
             Ok(true)
         })
     }
