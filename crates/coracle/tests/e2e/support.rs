@@ -271,14 +271,17 @@ impl Cluster {
 
     /// Watches what `kubectl get --watch` of `arguments` shows from now on.
     pub(crate) fn watch(&self, arguments: &[&str]) -> Watch {
-        let mut child = self
-            .kubectl_command(Kubectl::V37)
-            .args(["get", "--watch", "-o", "json", "--output-watch-events"])
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
+        let mut command = self.kubectl_command(Kubectl::V37);
+        command.args(["get", "--watch", "-o", "json", "--output-watch-events"]);
+        match arguments {
+            // Of an object that is named, kubectl drops the first event, because it has just got the object: a change
+            // between the two is never shown. It watches a list from where the list ends.
+            [kind, name] if !kind.starts_with('-') => {
+                command.args([*kind, "--field-selector", &format!("metadata.name={name}")])
+            }
+            _ => command.args(arguments),
+        };
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
         let stdout: Box<dyn Read> = Box::new(child.stdout.take().unwrap());
         let events = serde_json::Deserializer::from_reader(stdout).into_iter();
         Watch { child, events, seen: VecDeque::new() }
