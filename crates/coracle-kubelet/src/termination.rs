@@ -1,46 +1,48 @@
 //! Termination messages: the end of a file that the container writes, or of its log.
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use coracle_clock::Clock;
 use coracle_cri::ContainerStatus;
 use k8s_openapi::api::core::v1::Pod;
+use rustix::fs::{Mode, OFlags};
 
 use crate::logs::last_output;
 use crate::pod::containers;
 use crate::spec::container::TERMINATION_MESSAGE_PATH;
 
 const MESSAGE_BYTES: u64 = 4096;
-const ALL_MESSAGES_BYTES: u64 = 12 * 1024;
+const ALL_MESSAGES_BYTES: usize = 12 * 1024;
 const LOG_LINES: u64 = 80;
-const LOG_BYTES: u64 = 2048;
+const LOG_BYTES: usize = 2048;
 
 /// The message of a container that has ended; empty if it left none. Files that cannot be read say nothing.
 ///
 /// `logs` is the directory of all Pods' logs: no log outside of it is read.
 pub(crate) async fn read_message(clock: &Clock, logs: &Path, pod: &Pod, status: &ContainerStatus) -> String {
-    let member = pod.spec.as_ref().and_then(|spec| containers::find(spec, &status.container.name));
-    let spec = member.as_ref().map(|member| member.container.as_ref());
-    let regular = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());
-    let share = ALL_MESSAGES_BYTES / u64::try_from(regular.max(1)).unwrap_or(1);
-    let path = spec.and_then(|c| c.termination_message_path.as_deref()).unwrap_or(TERMINATION_MESSAGE_PATH);
+    let Some(spec) = &pod.spec else { return String::new() };
+    let member = containers::find(spec, &status.container.name);
+    let container = member.as_ref().map(|member| member.container.as_ref());
+    let path =
+        container.and_then(|c| c.termination_message_path.as_deref()).unwrap_or(TERMINATION_MESSAGE_PATH);
     let mounted = status.mounts.iter().find(|m| m.container_path == Path::new(path));
     let mut message = String::new();
     if let Some(mount) = mounted {
         let file = mount.host_path.clone();
-        let read = clock.blocking(move || read_tail(&file, MESSAGE_BYTES.min(share))).await;
+        let read = clock.blocking(move || read_tail(&file, MESSAGE_BYTES)).await;
         message = read.unwrap_or_default();
     }
-    let policy = spec.and_then(|c| c.termination_message_policy.as_deref());
+    let policy = container.and_then(|c| c.termination_message_policy.as_deref());
     let failed = status.exit_code.is_some_and(|code| code != 0);
     if message.is_empty() && failed && policy == Some("FallbackToLogsOnError") {
         let (root, path) = (logs.to_owned(), status.log_path.clone());
-        let limit = usize::try_from(LOG_BYTES.min(share)).unwrap_or(usize::MAX);
-        let read = clock.blocking(move || last_output(&root, &path, LOG_LINES, limit)).await;
+        let read = clock.blocking(move || last_output(&root, &path, LOG_LINES, LOG_BYTES)).await;
         message = String::from_utf8_lossy(&read.unwrap_or_default()).into_owned();
     }
+    let share = ALL_MESSAGES_BYTES / containers::all(spec).count().max(1);
+    message.truncate(message.floor_char_boundary(share));
     message
 }
 
@@ -51,10 +53,15 @@ pub(crate) fn message_file(status: &ContainerStatus) -> Option<PathBuf> {
     status.mounts.iter().map(|m| &m.host_path).find(|path| ours(path)).cloned()
 }
 
-fn read_tail(path: &Path, bytes: u64) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+/// The last bytes of a regular file. What the user has mounted in its place is neither followed nor waited for.
+fn read_tail(path: &Path, bytes: u64) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let mut file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let meta = file.metadata()?;
+    if !meta.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    file.seek(SeekFrom::Start(meta.len().saturating_sub(bytes)))?;
     let mut tail = Vec::new();
     file.take(bytes).read_to_end(&mut tail)?;
     Ok(String::from_utf8_lossy(&tail).into_owned())
@@ -133,7 +140,32 @@ mod tests {
         let long = format!("{}end", "x".repeat(5000));
         let tail = message("File", 1, 0, &long, "").await;
         assert_eq!((tail.len(), tail.ends_with("end")), (4096, true));
-        assert_eq!(message("File", 6, 0, &long, "").await.len(), 2048, "all containers share 12 KiB");
+        let shared = message("File", 6, 0, &long, "").await;
+        assert_eq!((shared.len(), shared.ends_with("end")), (2048, false), "all containers share 12 KiB");
+        let huge = format!("{}end", "ä".repeat(1 << 19));
+        let tail = message("File", 1, 0, &huge, "").await;
+        assert!(tail.ends_with("end") && (4000..4200).contains(&tail.len()), "{}", tail.len());
+        let lines: String = (0..200).map(|n| format!("2026-01-01T00:00:00Z stderr F line {n}\n")).collect();
+        let last = message(FALLBACK, 1, 1, "", &lines).await;
+        assert!(last.starts_with("line 120\n") && last.ends_with("line 199\n"), "{last}");
+        let wide = format!("2026-01-01T00:00:00Z stdout F {}end\n", "y".repeat(5000));
+        let last = message(FALLBACK, 1, 1, "", &wide).await;
+        assert_eq!((last.len(), last.ends_with("end\n")), (2048, true));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_says_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        std::fs::write(at("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink(at("secret"), at("link")).unwrap();
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, at("pipe"), pipe, Mode::from_bits_retain(0o600), 0).unwrap();
+        for name in ["link", "pipe", ".", "nothing"] {
+            assert!(read_tail(&at(name), 10).is_err(), "{name}");
+        }
+        assert!(read_tail(Path::new("/dev/zero"), 10).is_err());
+        assert_eq!(read_tail(&at("secret"), 4).unwrap(), "cret");
     }
 
     #[tokio::test]

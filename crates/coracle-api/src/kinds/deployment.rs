@@ -309,10 +309,8 @@ mod tests {
                 ],
             ),
             (
-                |spec| spec["template"]["spec"]["hostNetwork"] = true.into(),
-                &[
-                    "spec.template.spec.hostNetwork: Forbidden: hostNetwork true is not supported by Coracle yet",
-                ],
+                |spec| spec["template"]["spec"]["hostUsers"] = false.into(),
+                &["spec.template.spec.hostUsers: Forbidden: hostUsers false is not supported by Coracle yet"],
             ),
             (
                 |spec| spec["strategy"] = json!({"type": "Recreate", "rollingUpdate": {"maxSurge": 1}}),

@@ -4,7 +4,7 @@ use coracle_cri::{self as cri, ContainerState as CriState};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, ContainerUser, LinuxContainerUser, ResourceRequirements,
+    ContainerStatus, ContainerUser, LinuxContainerUser, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -23,7 +23,26 @@ pub(super) fn container_status(i: &PodInputs, member: &Member<'_>) -> ContainerS
     }
     // The API writes it out also if there is none.
     status.last_state.get_or_insert_default();
+    status.volume_mounts = volume_mounts(&member.container);
     status
+}
+
+/// What the container finds mounted of volumes, by the names that only the spec knows.
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let shown = |mount: &VolumeMount| {
+        let read_only = (mount.read_only == Some(true)).then_some(true);
+        let recursive = matches!(mount.recursive_read_only.as_deref(), Some("Enabled" | "IfPossible"));
+        let recursive = if recursive { "Enabled" } else { "Disabled" };
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only,
+            recursive_read_only: read_only.map(|_| recursive.to_owned()),
+            ..VolumeMountStatus::default()
+        }
+    };
+    let mounts: Vec<_> = container.volume_mounts.iter().flatten().map(shown).collect();
+    (!mounts.is_empty()).then_some(mounts)
 }
 
 fn exit_code(status: &ContainerStatus) -> Option<i32> {

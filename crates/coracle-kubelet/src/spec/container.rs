@@ -124,7 +124,9 @@ fn mounts(container: &Container, context: &ContainerContext<'_>) -> Vec<Mount> {
     if !container.volume_mounts.iter().flatten().any(|m| m.mount_path == "/etc/hosts") {
         mounts.push(bind("/etc/hosts", &context.hosts_file));
     }
-    if !message_path.is_empty() {
+    // A volume that is mounted at this very path is where the message is.
+    let taken = container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == message_path);
+    if !message_path.is_empty() && !taken {
         mounts.push(bind(message_path, &context.termination_file));
     }
     mounts

@@ -10,7 +10,10 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, Volume};
 use serde_json::{Value, json};
 
+use super::kernel::{VolumeHost, is_mount_point};
 use super::payload::{FileContent, Payload, Sources, TokenWanted, payload};
+use super::sub_path::SubPath;
+use super::tear_down::{remove_tree, remove_volumes};
 use super::write::{Writing, write};
 use super::{references, used};
 
@@ -305,4 +308,82 @@ fn files_of_a_volume_belong_to_the_group_of_the_pod() {
     assert_eq!((directory.gid(), directory.mode() & 0o7777), (4321, 0o2755));
     assert!(!write(volume, &payload, owned).unwrap(), "it is as it should be");
     assert!(write(volume, &payload, Writing { group: Some(4322), ..owned }).unwrap());
+}
+
+/// A directory in which nothing stays mounted, however a test ends.
+struct Mounts(tempfile::TempDir);
+
+impl Mounts {
+    fn new() -> Self {
+        Mounts(tempfile::tempdir().unwrap())
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        VolumeHost::Machine.unmount_below(self.0.path()).unwrap();
+    }
+}
+
+#[test]
+fn mounted_volumes_go_with_everything_but_what_is_the_machines() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mounts = Mounts::new();
+    let (machine, host) = (mounts.0.path().join("machine"), VolumeHost::Machine);
+    let pod = mounts.0.path().join("pod");
+    let (map, memory) = (pod.join("volumes/map/v"), pod.join("volumes/empty-dir/m"));
+    for directory in [&machine.join("sub"), &map, &memory] {
+        fs::create_dir_all(directory).unwrap();
+    }
+    fs::write(machine.join("sub/kept"), "kept").unwrap();
+
+    host.mount_memory(&memory, 1 << 20).unwrap();
+    host.mount_memory(&memory, 1 << 20).unwrap();
+    assert!(is_mount_point(&memory).unwrap());
+    fs::write(memory.join("x"), vec![0; 1 << 19]).unwrap();
+    let full = fs::write(memory.join("y"), vec![0; 1 << 20]).unwrap_err();
+    assert_eq!(full.kind(), std::io::ErrorKind::StorageFull, "it is as large as it was asked for");
+
+    write(&map, &content(&[("a", "1")]), how(0)).unwrap();
+    let part = |volume: &Path, path: &str, index: &str| SubPath {
+        volume: volume.to_owned(),
+        path: path.to_owned(),
+        target: pod.join("volume-subpaths/v/c").join(index),
+    };
+    let file = part(&map, "a", "0").mount(&host).unwrap();
+    let directory = part(&machine, "sub", "1").mount(&host).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "1");
+    assert_eq!(fs::read_to_string(directory.join("kept")).unwrap(), "kept");
+    write(&map, &content(&[("a", "2")]), how(1)).unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "1", "a part that is mounted never changes");
+    // The next instance of the container has it mounted anew, and it may be of another kind by then.
+    assert_eq!(fs::read_to_string(part(&map, "a", "0").mount(&host).unwrap()).unwrap(), "2");
+    assert!(part(&machine, "sub", "0").mount(&host).unwrap().join("kept").exists());
+    symlink("/etc", memory.join("out")).unwrap();
+    assert!(part(&memory, "out", "2").mount(&host).is_err());
+
+    remove_volumes(&pod, &host).unwrap();
+    assert_eq!(names(&pod), Vec::<String>::new());
+    assert_eq!(fs::read_to_string(machine.join("sub/kept")).unwrap(), "kept");
+    remove_volumes(&pod, &host).unwrap();
+}
+
+#[test]
+fn what_is_still_mounted_is_not_walked_into() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mounts = Mounts::new();
+    let inner = mounts.0.path().join("v/deep/mounted");
+    fs::create_dir_all(&inner).unwrap();
+    VolumeHost::Machine.mount_memory(&inner, 1 << 20).unwrap();
+    fs::write(inner.join("kept"), "kept").unwrap();
+    let refused = remove_tree(&mounts.0.path().join("v")).unwrap_err();
+    assert_eq!(refused.to_string(), "something is still mounted at mounted");
+    assert_eq!(fs::read_to_string(inner.join("kept")).unwrap(), "kept");
+    VolumeHost::Machine.unmount_below(&inner).unwrap();
+    remove_tree(&mounts.0.path().join("v")).unwrap();
+    assert!(!mounts.0.path().join("v").exists());
 }

@@ -1,6 +1,7 @@
 //! Volumes and variables of Pods: the node agent against the real API server and store, with a scripted runtime, on
 //! virtual time. What the kernel has to do with it is shown on real containers.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,6 +99,13 @@ async fn a_pod_waits_for_its_volumes_and_goes_on_as_soon_as_they_can_be_made() {
     assert!(mount.readonly);
     assert!(mount.host_path.ends_with("volumes/kubernetes.io~configmap/v"), "{mount:?}");
     assert_eq!(text(mount.host_path.join("a")), "1");
+    let pod = cluster.path("pods").join(uid(&cluster, "p").await);
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        (mode(&mount.host_path), mode(&pod)),
+        (0o777, 0o750),
+        "for containers, not for other users of the machine"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -362,4 +370,25 @@ async fn a_name_server_too_many_and_a_long_search_list_are_cut_and_told() {
     assert!(cluster.events("q").await.contains(&expected.to_owned()), "{:#?}", cluster.events("q").await);
     let node = request::get::<Node>(&cluster.admin, &ObjectKey::cluster(NODE)).await.unwrap();
     assert!(node.metadata.uid.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_in_the_network_of_the_node_has_its_addresses_and_its_files() {
+    let cluster = start().await;
+    std::fs::write(cluster.path("hosts"), "127.0.0.1\tlocalhost\n").unwrap();
+    let spec = json!({"containers": [{"name": "c", "image": "app:1"}], "hostNetwork": true,
+        "hostAliases": [{"ip": "192.0.2.7", "hostnames": ["far", "away"]}]});
+    cluster.run("p", spec).await;
+    cluster.until_step("p", RUNNING).await;
+    let status = cluster.history("p").last().unwrap().1["status"].clone();
+    assert_eq!((&status["podIP"], &status["hostIP"]), (&json!("192.0.2.10"), &json!("192.0.2.10")));
+    assert_eq!(
+        text(mounted(&cluster, "/etc/hosts").await.host_path),
+        "# Kubernetes-managed hosts file (host network).\n127.0.0.1\tlocalhost\n\n# Entries added by HostAliases.\n\
+         192.0.2.7\tfar\taway\n"
+    );
+    assert!(
+        cluster.events("p").await.iter().all(|e| !e.contains("MissingClusterDNS")),
+        "ClusterFirst is Default there"
+    );
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use coracle_cri::{
     ContainerFilter, ContainerState, CriError, EnvVar, Mount, MountPropagation, NamespaceMode,
-    PodSandboxState, RuntimeService,
+    NamespaceOptions, PodSandboxState, RuntimeService,
 };
 use coracle_runtime::LogLimit;
 
@@ -173,6 +173,19 @@ async fn memory_over_the_limit_is_told_as_such() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_child_that_is_killed_for_memory_is_told_of_when_the_container_ends() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let hungry = "x=$(dd if=/dev/zero bs=1M count=200 2>/dev/null | busybox tr '\\0' a)";
+    let mut config = shell(&format!("(sh -c \"{hungry}\"); echo child $?; exit 3"));
+    config.resources.memory_limit_in_bytes = Some(32 << 20);
+    let id = run(&host, &runtime, &config).await;
+    let status = wait_for_exit(&runtime, &id).await;
+    assert_eq!((status.exit_code, status.reason.as_str()), (Some(3), "OOMKilled"), "{:?}", log(&status));
+    assert!(log(&status).contains(&"stdout F child 137".to_owned()), "{:?}", log(&status));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn making_is_idempotent_and_removing_leaves_nothing() {
     let host = Host::new();
     let runtime = host.open().await;
@@ -221,6 +234,29 @@ async fn a_shared_process_namespace_shows_the_others() {
     let status = wait_for_exit(&runtime, &ids[1]).await;
     assert!(log(&status)[0].contains("sleep 4321"), "{:?}", log(&status));
     runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_may_have_the_namespaces_of_the_node() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let mut pod = host.pod("node");
+    let node = || NamespaceMode::Node;
+    pod.namespaces = NamespaceOptions { network: node(), pid: node(), ipc: node() };
+    let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+    assert_eq!(runtime.pod_sandbox_status(&sandbox).await.unwrap().ips, Vec::<std::net::IpAddr>::new());
+    let mut config =
+        shell("for n in net uts ipc pid; do readlink /proc/self/ns/$n; done; sleep 4323 & sleep 4324 &");
+    config.security_context.namespaces = pod.namespaces.clone();
+    let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
+    runtime.start_container(&id).await.unwrap();
+    let status = wait_for_exit(&runtime, &id).await;
+    let own = |name: &str| std::fs::read_link(format!("/proc/self/ns/{name}")).unwrap().display().to_string();
+    let expected: Vec<_> = ["net", "uts", "ipc", "pid"].map(|name| format!("stdout F {}", own(name))).into();
+    assert_eq!(log(&status), expected);
+    runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+    let left = std::process::Command::new("pgrep").args(["-f", "sleep 432[34]"]).output().unwrap();
+    assert!(left.stdout.is_empty(), "processes of the container that lost their parent are gone, too");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,4 +21,5 @@ mod probes;
 mod streams;
 mod support;
 mod upgrade;
+mod volumes;
 mod workloads;

@@ -67,9 +67,9 @@ const POD: &[(&str, Honoured)] = &[
     ("serviceAccountName", Any),
     ("serviceAccount", Any),
     ("automountServiceAccountToken", Only(false)),
-    ("hostNetwork", Only(false)),
-    ("hostPID", Only(false)),
-    ("hostIPC", Only(false)),
+    ("hostNetwork", Any),
+    ("hostPID", Any),
+    ("hostIPC", Any),
     ("hostUsers", Only(true)),
     ("shareProcessNamespace", Any),
     ("os", Fields(&[("name", Words(&["linux"]))])),
@@ -274,13 +274,9 @@ mod tests {
         ] {
             assert_eq!(refusals(&json!({ field: value })), [not_yet(&format!("spec.{field}"), field)]);
         }
-        for (field, value, shown) in [
-            ("hostNetwork", json!(true), "true"),
-            ("hostPID", json!(true), "true"),
-            ("hostIPC", json!(true), "true"),
-            ("hostUsers", json!(false), "false"),
-            ("automountServiceAccountToken", json!(true), "true"),
-        ] {
+        for (field, value, shown) in
+            [("hostUsers", json!(false), "false"), ("automountServiceAccountToken", json!(true), "true")]
+        {
             assert_eq!(
                 refusals(&json!({ field: value })),
                 [not_yet(&format!("spec.{field}"), &format!("{field} {shown}"))]

@@ -76,3 +76,23 @@ fn a_pod_that_ends_waits_for_no_volume() {
     assert_eq!(ending.lifecycle, Lifecycle::Terminated { cause: TerminationCause::Orphaned });
     assert!(ending.actions.contains(&PodAction::UnmountVolumes), "{:?}", ending.actions);
 }
+
+#[test]
+fn the_status_names_what_is_mounted() {
+    let mounts = json!([
+        {"name": "a", "mountPath": "/a"},
+        {"name": "b", "mountPath": "/b", "readOnly": true},
+        {"name": "c", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "IfPossible"},
+    ]);
+    let i = inputs(pod(json!({"containers": [{"name": "c", "image": "x:1", "volumeMounts": mounts}]})));
+    let status = crate::pod::status(&i);
+    let shown = serde_json::to_value(&status.container_statuses.unwrap()[0].volume_mounts).unwrap();
+    assert_eq!(
+        shown,
+        json!([
+            {"name": "a", "mountPath": "/a"},
+            {"name": "b", "mountPath": "/b", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "c", "mountPath": "/c", "readOnly": true, "recursiveReadOnly": "Enabled"},
+        ])
+    );
+}
