@@ -48,6 +48,13 @@ impl Rows {
             self.seen.push(line);
         }
     }
+
+    fn statuses(&self, name: &str) -> Vec<&str> {
+        let rows = self.seen.iter().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let mut statuses: Vec<_> = rows.filter(|row| row[0] == name).map(|row| row[2]).collect();
+        statuses.dedup();
+        statuses
+    }
 }
 
 fn strike(missing: &mut BTreeSet<&(&str, &str, &str, u32)>, line: &str) {
@@ -171,19 +178,28 @@ fn containers_that_end_under_each_restart_policy() {
 fn init_containers_and_sidecars() {
     let cluster = Cluster::start();
     let mut rows = Rows::watch(&cluster);
-    for example in ["init-fails", "sidecar"] {
+    for example in ["init-fails", "init-works", "sidecar"] {
         apply(&cluster, example);
     }
     rows.until(&[
         ("init-fails-always", "0/1", "Init:Error", 0),
         ("init-fails-always", "0/1", "Init:CrashLoopBackOff", 1),
         ("init-fails-never", "0/1", "Init:Error", 0),
+        ("init-works", "0/1", "Init:0/2", 0),
+        ("init-works", "0/1", "Init:1/2", 0),
+        ("init-works", "1/1", "Running", 0),
         ("sidecar", "2/2", "Running", 0),
         ("sidecar", "0/2", "Completed", 0),
     ]);
-    for (name, expected) in
-        [("init-fails-always", "Pending"), ("init-fails-never", "Failed"), ("sidecar", "Succeeded")]
-    {
+    let statuses = rows.statuses("init-works");
+    let order = ["Init:0/2", "Init:1/2", "Running"].map(|status| statuses.iter().position(|s| *s == status));
+    assert!(order.is_sorted(), "{statuses:?}");
+    for (name, expected) in [
+        ("init-fails-always", "Pending"),
+        ("init-fails-never", "Failed"),
+        ("init-works", "Running"),
+        ("sidecar", "Succeeded"),
+    ] {
         assert_eq!(phase(&cluster, name), expected, "{name}");
     }
 
@@ -205,6 +221,23 @@ fn init_containers_and_sidecars() {
             "State: Waiting",
             "Reason: PodInitializing",
             "Initialized False",
+        ],
+    );
+
+    // It is Ready a moment before it listens.
+    let page = "until wget -qO- http://127.0.0.1:80; do sleep 0.1; done";
+    let page = cluster.kubectl(&["exec", "init-works", "--", "timeout", "30", "sh", "-c", page]);
+    assert_eq!(page, "first\nsecond\n");
+    shows(
+        &described(&cluster, "init-works"),
+        &[
+            "first:",
+            "Reason: Completed",
+            "second:",
+            "Reason: Completed",
+            "web:",
+            "State: Running",
+            "Initialized True",
         ],
     );
 
@@ -240,10 +273,14 @@ fn time_to_delete(cluster: &Cluster, name: &str) -> Duration {
 #[test]
 fn ends_that_take_their_time() {
     let cluster = Cluster::start();
-    apply(&cluster, "stubborn");
-    ready(&cluster, "stubborn");
+    for (example, name) in [("prestop-longer-than-grace", "late"), ("stubborn", "stubborn")] {
+        apply(&cluster, example);
+        ready(&cluster, name);
+    }
     // The grace, and two seconds, and what kubectl and the machine take.
     let slack = Duration::from_secs(5) * patience();
+    let took = time_to_delete(&cluster, "late");
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(7) + slack, "{took:?}");
     let took = time_to_delete(&cluster, "stubborn");
     assert!(took >= Duration::from_secs(3) && took < Duration::from_secs(5) + slack, "{took:?}");
 }
