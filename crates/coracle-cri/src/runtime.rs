@@ -161,6 +161,9 @@ pub struct SecurityContext {
     pub run_as_group: Option<i64>,
     /// Further groups.
     pub supplemental_groups: Vec<i64>,
+    /// No others: those that the image's files give the user do not count.
+    #[serde(default)]
+    pub strict_groups: bool,
     /// The root file system cannot be written.
     pub readonly_rootfs: bool,
     /// No way to more privileges than the parent has.

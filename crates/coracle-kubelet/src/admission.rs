@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodSpec};
 use crate::pod::inputs::Rejection;
 use crate::pod::phase::Phase;
 use crate::spec::resources::{milli, whole};
+use crate::sysctl;
 
 /// One thing that speaks against a Pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +72,8 @@ pub fn refusals(pod: &Pod, node: &Node, admitted: &[&Pod]) -> Vec<Refusal> {
     let empty = PodSpec::default();
     let spec = pod.spec.as_ref().unwrap_or(&empty);
     // What no room can mend comes first and alone.
-    if let Some(wrong) = wrong_system(spec) {
+    let forbidden = sysctl::forbidden(spec).map(|why| rejection("SysctlForbidden", &why));
+    if let Some(wrong) = forbidden.or_else(|| wrong_system(spec)) {
         return vec![Refusal::Other(wrong)];
     }
     let others: Vec<&Pod> = admitted.iter().filter(|p| !has_ended(p)).copied().collect();
@@ -271,6 +273,19 @@ mod tests {
         let elsewhere = pod(json!({"nodeName": "m"}));
         let why = "Predicate NodeName failed: node(s) didn't match the requested node name";
         assert_eq!(refused(&elsewhere, &node(), &[]), ("NodeName".to_owned(), why.to_owned()));
+    }
+
+    #[test]
+    fn kernel_parameters_that_are_not_safe_are_refused_before_all_else() {
+        let sets = |name: &str| {
+            pod(json!({"nodeName": "m", "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}))
+        };
+        let why = "forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+        assert_eq!(
+            refused(&sets("kernel.msgmax"), &node(), &[]),
+            ("SysctlForbidden".to_owned(), why.to_owned())
+        );
+        assert_eq!(refused(&sets("kernel.shm_rmid_forced"), &node(), &[]).0, "NodeName");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod prepare;
 pub mod probe;
 pub mod server;
 pub mod spec;
+mod sysctl;
 mod termination;
 mod volume;
 mod worker;

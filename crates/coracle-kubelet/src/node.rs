@@ -12,7 +12,7 @@ use coracle_cri::RuntimeStatus;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
+    DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -75,6 +75,7 @@ pub fn node_status(i: &NodeInputs<'_>) -> NodeStatus {
     status.daemon_endpoints = i
         .api_port
         .map(|port| NodeDaemonEndpoints { kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }) });
+    status.features = Some(NodeFeatures { supplemental_groups_policy: Some(true) });
     status.conditions = Some(node_conditions(i));
     status
 }

@@ -496,6 +496,25 @@ async fn a_pod_that_does_not_fit_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kernel_parameter_that_is_not_safe_is_refused_by_the_node() {
+    let cluster = Cluster::start().await;
+    cluster.image("a:1", ImageScript::default());
+    let with = |name: &str| {
+        let sysctls = json!([{"name": name, "value": "1"}]);
+        json!({"containers": [{"name": "c", "image": "a:1"}], "securityContext": {"sysctls": sysctls}})
+    };
+    cluster.run("safe", with("net.ipv4.tcp_syncookies")).await;
+    cluster.run("unsafe", with("kernel.msgmax")).await;
+    cluster.until_step("unsafe", "MODIFIED SysctlForbidden").await;
+    let (_, pod, _) = cluster.history("unsafe").pop().unwrap();
+    let text = "forbidden sysctl: \"kernel.msgmax\" not allowlisted";
+    assert_eq!(pod["status"]["phase"], "Failed");
+    assert_eq!(pod["status"]["message"], format!("Pod was rejected: {text}"));
+    assert_eq!(cluster.events("unsafe").await, [format!("Warning SysctlForbidden {text}")]);
+    cluster.until_step("safe", "MODIFIED Running | c Running 0").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sandbox_that_cannot_be_made_is_told_and_tried_again() {
     let cluster = Cluster::start().await;
     cluster.image("busybox:1", ImageScript::default());

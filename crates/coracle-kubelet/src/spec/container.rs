@@ -146,6 +146,7 @@ fn security_context(spec: &PodSpec, container: &Container) -> SecurityContext {
     let unmasked = own.proc_mount.as_deref() == Some("Unmasked");
     let seccomp = own.seccomp_profile.as_ref().or(pod.seccomp_profile.as_ref()).map(|p| p.type_.as_str());
     let groups = pod.supplemental_groups.into_iter().flatten().chain(pod.fs_group);
+    let strict_groups = pod.supplemental_groups_policy.as_deref() == Some("Strict");
     SecurityContext {
         privileged,
         add_capabilities: names(capabilities.add),
@@ -153,6 +154,7 @@ fn security_context(spec: &PodSpec, container: &Container) -> SecurityContext {
         run_as_user: own.run_as_user.or(pod.run_as_user),
         run_as_group: own.run_as_group.or(pod.run_as_group),
         supplemental_groups: groups.collect(),
+        strict_groups,
         readonly_rootfs: own.read_only_root_filesystem == Some(true),
         no_new_privs: own.allow_privilege_escalation == Some(false) && !privileged,
         seccomp_unconfined: privileged || seccomp == Some("Unconfined"),
@@ -200,7 +202,9 @@ mod tests {
     fn config(container: Value, image: &Image) -> Result<ContainerConfig, String> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
-            "spec": {"containers": [container], "securityContext": {"runAsGroup": 7, "supplementalGroups": [8]}},
+            "spec": {"containers": [container], "securityContext": {
+                "runAsGroup": 7, "supplementalGroups": [8], "supplementalGroupsPolicy": "Strict",
+                "seccompProfile": {"type": "Unconfined"}}},
         }))
         .unwrap();
         let container = &pod.spec.as_ref().unwrap().containers[0];
@@ -238,6 +242,7 @@ mod tests {
             "name": "c", "image": "busybox", "command": ["sh", "-c", "echo $(A) $$(A)"], "args": ["$(A)"],
             "workingDir": "/w", "tty": true,
             "securityContext": {"runAsUser": 5, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                "seccompProfile": {"type": "RuntimeDefault"}, "procMount": "Default",
                 "capabilities": {"add": ["NET_ADMIN"], "drop": ["CAP_CHOWN"]}},
         });
         let made = config(container, &image).unwrap();
@@ -252,12 +257,25 @@ mod tests {
         assert_eq!(paths, ["/etc/hosts", "/dev/termination-log"]);
         let security = made.security_context;
         assert_eq!((security.run_as_user, security.run_as_group), (Some(5), Some(7)));
-        assert_eq!(security.supplemental_groups, [8]);
+        assert_eq!((security.supplemental_groups.as_slice(), security.strict_groups), (&[8][..], true));
         assert!(security.no_new_privs && security.readonly_rootfs && !security.seccomp_unconfined);
+        assert_eq!((&security.masked_paths, &security.readonly_paths), (&None, &None), "the usual ones");
         assert_eq!(
             (security.add_capabilities, security.drop_capabilities),
             (vec!["NET_ADMIN".into()], vec!["CHOWN".into()])
         );
+    }
+
+    #[test]
+    fn what_the_pod_says_of_system_calls_holds_where_the_container_says_nothing() {
+        let unconfined = |security: Value| {
+            let container = json!({"name": "c", "image": "x", "securityContext": security});
+            config(container, &Image::default()).unwrap().security_context.seccomp_unconfined
+        };
+        assert!(unconfined(Value::Null));
+        assert!(!unconfined(json!({"seccompProfile": {"type": "RuntimeDefault"}})));
+        let confined = json!({"seccompProfile": {"type": "RuntimeDefault"}, "privileged": true});
+        assert!(unconfined(confined), "nothing confines what is privileged");
     }
 
     #[test]

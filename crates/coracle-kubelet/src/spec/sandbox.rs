@@ -9,6 +9,8 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec};
 
 use super::PodIdentity;
 use super::resources::{self, Qos};
+use crate::pod::containers::{self, Kind};
+use crate::sysctl::dotted;
 
 const HOSTNAME_MAX: usize = 63;
 /// What the kernel takes.
@@ -61,7 +63,7 @@ pub fn sandbox_config(
         annotations: pod.metadata.annotations.clone().unwrap_or_default(),
         cgroup_parent: resources::cgroup_parent(&context.cgroup_root, context.qos, &identity),
         resources: resources::pod_resources(spec, context.node_pids),
-        sysctls: sysctls.map(|s| (s.name.clone(), s.value.clone())).collect(),
+        sysctls: sysctls.map(|s| (dotted(&s.name), s.value.clone())).collect(),
         namespaces: namespaces(spec),
     })
 }
@@ -125,8 +127,9 @@ fn port_mappings(spec: &PodSpec) -> Vec<PortMapping> {
     if spec.host_network == Some(true) {
         return Vec::new();
     }
-    let ports = spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
-    ports
+    containers::all(spec)
+        .filter(|member| matches!(member.kind, Kind::Regular | Kind::Sidecar))
+        .flat_map(|member| member.container.ports.clone().unwrap_or_default())
         .filter_map(|port| {
             let host_port = u16::try_from(port.host_port?).ok().filter(|p| *p > 0)?;
             Some(PortMapping {
@@ -164,6 +167,49 @@ mod tests {
             fqdn(&pod, spec, "cluster.local"),
             hostname(&pod, spec, "node", "cluster.local"),
         )
+    }
+
+    #[test]
+    fn ports_of_the_node_lead_to_containers_and_sidecars_on_the_address_that_they_ask_for() {
+        let ports = |more: Value| {
+            let container = |port: u16, host: Value| {
+                let (name, port) = (format!("c{port}"), json!({"containerPort": port, "hostPort": host}));
+                json!({"name": name, "ports": [port]})
+            };
+            let mut sidecar = container(3, json!(30));
+            sidecar["restartPolicy"] = json!("Always");
+            sidecar["ports"][0]["hostIP"] = json!("192.0.2.1");
+            let mut spec = json!({
+                "initContainers": [container(2, json!(20)), sidecar],
+                "containers": [container(1, json!(10)), container(4, Value::Null)],
+            });
+            spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let made = port_mappings(&serde_json::from_value(spec).unwrap());
+            made.iter().map(|p| (p.container_port, p.host_port, p.host_ip)).collect::<Vec<_>>()
+        };
+        assert_eq!(ports(json!({})), [(3, 30, Some("192.0.2.1".parse().unwrap())), (1, 10, None)]);
+        assert_eq!(ports(json!({"hostNetwork": true})), [], "they are the node's anyway");
+    }
+
+    #[test]
+    fn kernel_parameters_are_written_with_dots() {
+        let sysctls = json!([{"name": "net/ipv4/tcp_rmem", "value": "1 2 3"}]);
+        let pod = pod("p", json!({"securityContext": {"sysctls": sysctls}}));
+        let context = SandboxContext {
+            attempt: 0,
+            node_hostname: "node".into(),
+            cluster_domain: "cluster.local".into(),
+            log_directory: PathBuf::new(),
+            dns: DnsConfig::default(),
+            cgroup_root: String::new(),
+            qos: Qos::BestEffort,
+            node_pids: 1,
+        };
+        let made = sandbox_config(&pod, pod.spec.as_ref().unwrap(), &context).unwrap();
+        assert_eq!(
+            made.sysctls.into_iter().collect::<Vec<_>>(),
+            [("net.ipv4.tcp_rmem".into(), "1 2 3".into())]
+        );
     }
 
     #[test]

@@ -237,7 +237,8 @@ fn plan(context: &Context, pod: &Pod, volume: &Volume, sources: &Sources) -> Res
             other => return Err(format!("unknown storage medium \"{other}\"")),
         };
         What::EmptyDir {
-            memory: in_memory.then(|| memory_size(context, spec, &sources.allocatable, limit)),
+            memory: in_memory
+                .then(|| memory_size(context.config.machine.memory_bytes, spec, &sources.allocatable, limit)),
             note: directory.join(NOTES).join(kind).join(&volume.name).join("ready"),
             group,
         }
@@ -245,7 +246,8 @@ fn plan(context: &Context, pod: &Pod, volume: &Volume, sources: &Sources) -> Res
         // What only the Pod is to know is never written to a disk.
         let in_memory = volume.config_map.is_none();
         What::Files {
-            memory: in_memory.then(|| memory_size(context, spec, &sources.allocatable, None)),
+            memory: in_memory
+                .then(|| memory_size(context.config.machine.memory_bytes, spec, &sources.allocatable, None)),
             payload: payload(pod, volume, sources)?,
             inside: mounted_inside(spec, &volume.name),
             writing: Writing { now: context.clock.now(), group, owners: host.has_owners() },
@@ -256,13 +258,13 @@ fn plan(context: &Context, pod: &Pod, volume: &Volume, sources: &Sources) -> Res
 
 /// The size of a volume in memory: the least of what the node has for Pods, what the Pod may use, and the limit.
 fn memory_size(
-    context: &Context,
+    machine: u64,
     spec: &PodSpec,
     allocatable: &BTreeMap<String, Quantity>,
     limit: Option<u64>,
 ) -> u64 {
     let node = whole(Some(allocatable), "memory").and_then(|bytes| u64::try_from(bytes).ok());
-    let node = node.filter(|bytes| *bytes > 0).unwrap_or(context.config.machine.memory_bytes);
+    let node = node.filter(|bytes| *bytes > 0).unwrap_or(machine);
     let pod = pod_resources(spec, 0).memory_limit_in_bytes.and_then(|bytes| u64::try_from(bytes).ok());
     [pod, limit].into_iter().flatten().filter(|bytes| *bytes > 0).fold(node, u64::min)
 }
@@ -387,4 +389,83 @@ pub(crate) async fn any_present(context: &Context, uid: &str) -> bool {
     let directory = context.config.pods_dir.join(uid);
     let look = move || [super::VOLUMES, super::SUB_PATHS].iter().any(|name| directory.join(name).exists());
     context.clock.blocking(look).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::volume::tests::Mounts;
+
+    fn empty_dir(directory: &Path, name: &str, memory: Option<u64>, group: Option<u32>) -> Work {
+        let note = directory.join(NOTES).join(name).join("ready");
+        Work { path: directory.join("volumes").join(name), what: What::EmptyDir { memory, note, group } }
+    }
+
+    fn owner_and_mode(work: &Work) -> (u32, u32) {
+        let meta = fs::metadata(&work.path).unwrap();
+        (meta.gid(), meta.mode() & 0o7777)
+    }
+
+    #[test]
+    fn an_empty_dir_is_for_all_or_for_the_group_and_is_made_once() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let root = tempfile::tempdir().unwrap();
+        let host = VolumeHost::Machine;
+        let for_all = empty_dir(root.path(), "all", None, None);
+        for_all.carry_out(&host).unwrap();
+        assert_eq!(owner_and_mode(&for_all), (0, 0o777));
+        let grouped = empty_dir(root.path(), "grouped", None, Some(4321));
+        grouped.carry_out(&host).unwrap();
+        assert_eq!(owner_and_mode(&grouped), (4321, 0o2777));
+
+        // What a container has made of it stays: only a volume that is new is given away.
+        fs::write(grouped.path.join("file"), "kept").unwrap();
+        fs::set_permissions(&grouped.path, fs::Permissions::from_mode(0o700)).unwrap();
+        grouped.carry_out(&host).unwrap();
+        assert_eq!(owner_and_mode(&grouped), (4321, 0o700));
+        assert_eq!(fs::read_to_string(grouped.path.join("file")).unwrap(), "kept");
+    }
+
+    #[test]
+    fn an_empty_dir_in_memory_has_its_size_and_its_group_and_is_mounted_anew_where_the_mount_is_gone() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let root = Mounts::new();
+        let host = VolumeHost::Machine;
+        let work = empty_dir(root.0.path(), "memory", Some(1 << 20), Some(4321));
+        let sized = || {
+            let about = rustix::fs::statvfs(&work.path).unwrap();
+            about.f_blocks * about.f_frsize
+        };
+        for _ in 0..2 {
+            work.carry_out(&host).unwrap();
+            work.carry_out(&host).unwrap();
+            assert!(is_mount_point(&work.path).unwrap());
+            assert_eq!((owner_and_mode(&work), sized()), ((4321, 0o2777), 1 << 20));
+            // As after a reboot: the note says that the volume was made.
+            host.unmount_below(&work.path).unwrap();
+        }
+    }
+
+    #[test]
+    fn memory_for_a_volume_is_the_least_of_the_limit_what_the_pod_may_use_and_what_the_node_has() {
+        let size = |limits: Value, allocatable: Value, limit: Option<u64>| {
+            let containers = json!([{"name": "c", "resources": {"limits": limits}}]);
+            let spec: PodSpec = serde_json::from_value(json!({ "containers": containers })).unwrap();
+            memory_size(1 << 30, &spec, &serde_json::from_value(allocatable).unwrap(), limit)
+        };
+        let (none, small) = (json!({}), json!({"memory": "64Mi"}));
+        assert_eq!(size(none.clone(), none.clone(), None), 1 << 30);
+        assert_eq!(size(none.clone(), json!({"memory": "512Mi"}), None), 512 << 20);
+        assert_eq!(size(small.clone(), none.clone(), None), 64 << 20);
+        assert_eq!(size(small.clone(), none.clone(), Some(1 << 20)), 1 << 20);
+        assert_eq!(size(small, none, Some(1 << 40)), 64 << 20);
+    }
 }

@@ -311,10 +311,10 @@ fn files_of_a_volume_belong_to_the_group_of_the_pod() {
 }
 
 /// A directory in which nothing stays mounted, however a test ends.
-struct Mounts(tempfile::TempDir);
+pub(super) struct Mounts(pub(super) tempfile::TempDir);
 
 impl Mounts {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Mounts(tempfile::tempdir().unwrap())
     }
 }

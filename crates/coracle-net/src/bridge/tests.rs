@@ -129,8 +129,13 @@ fn host_ports_lead_into_pods_and_go_with_them() {
         let dir = tempfile::tempdir().unwrap();
         let network = open(&dir).await;
         let (host, a, b) = (Namespace::current(), Namespace::new(), Namespace::new());
-        network.setup(&request(1, &a, &[tcp(8080, 80)])).await.unwrap();
+        let on_one = PortMapping { host_ip: Some(ip("10.77.0.1")), ..tcp(8081, 80) };
+        network.setup(&request(1, &a, &[tcp(8080, 80), on_one])).await.unwrap();
         network.setup(&request(2, &b, &[])).await.unwrap();
+        let server = a.serve(80);
+        host.ask(ip("10.77.0.1"), 8081).unwrap();
+        server.join().unwrap();
+        assert!(host.ask(ip("127.0.0.1"), 8081).is_err(), "it is only for the address that was asked for");
         for (who, from, to) in [
             ("the host", &host, "10.77.0.1"),
             ("the host by loopback", &host, "127.0.0.1"),

@@ -256,6 +256,7 @@ impl Inner {
                 gid: security.run_as_group,
                 user: Some(image.user.clone()),
                 supplemental_groups: security.supplemental_groups.clone(),
+                strict_groups: security.strict_groups,
             })
             .map_err(internal)?;
         Ok(Prepared { user, cwd, binds })

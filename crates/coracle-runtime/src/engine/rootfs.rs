@@ -190,6 +190,8 @@ pub(crate) struct WantedUser {
     pub(crate) user: Option<String>,
     /// Groups to add.
     pub(crate) supplemental_groups: Vec<i64>,
+    /// The files of the image add none.
+    pub(crate) strict_groups: bool,
 }
 
 /// The rules of upstream's runtimes: a numeric user need not be in the files and then has group 0; a named one
@@ -232,7 +234,7 @@ fn resolve_user(wanted: &WantedUser, passwd: &str, group: &str) -> io::Result<Co
         (None, None) => entry.map_or(Ok(0), |fields| fields[3].parse()).map_err(io::Error::other)?,
     };
     let mut supplemental_groups = vec![gid];
-    if let Some(name) = entry.map(|fields| fields[0]) {
+    if let Some(name) = entry.map(|fields| fields[0]).filter(|_| !wanted.strict_groups) {
         let member = |fields: &&Vec<&str>| fields.len() >= 4 && fields[3].split(',').any(|m| m == name);
         supplemental_groups.extend(groups.iter().filter(member).filter_map(|f| f[2].parse::<i64>().ok()));
     }
@@ -271,6 +273,19 @@ mod tests {
             user(None, "nobody").unwrap_err(),
             "unable to find user nobody: no matching entries in passwd file"
         );
+    }
+
+    #[test]
+    fn the_image_adds_no_groups_where_only_those_that_are_asked_for_count() {
+        let wanted = |strict_groups| WantedUser {
+            uid: Some(101),
+            supplemental_groups: vec![4000],
+            strict_groups,
+            ..Default::default()
+        };
+        let groups = |wanted| resolve_user(&wanted, PASSWD, GROUP).unwrap().supplemental_groups;
+        assert_eq!(groups(wanted(false)), [102, 200, 4000]);
+        assert_eq!(groups(wanted(true)), [102, 4000]);
     }
 
     #[test]

@@ -110,6 +110,12 @@ async fn a_container_has_the_usual_capabilities_and_filter() {
     let words: Vec<&str> = user.split_whitespace().collect();
     assert_eq!(words, ["CapEff:", none, "CapBnd:", none, "NoNewPrivs:", "1", "Seccomp:", "2", "refused"]);
 
+    let mut config = shell(script);
+    config.security_context.seccomp_unconfined = true;
+    let free = output(&host, &runtime, &config).await;
+    let words: Vec<&str> = free.split_whitespace().collect();
+    assert_eq!(words, ["CapEff:", usual, "CapBnd:", usual, "NoNewPrivs:", "0", "Seccomp:", "0", "refused"]);
+
     let mut config = shell("exec sleep 1000");
     config.security_context.run_as_user = Some(101);
     let id = crate::host::run(&host, &runtime, &config).await;

@@ -7,6 +7,8 @@
 #[cfg(test)]
 mod document;
 
+use std::net::Ipv6Addr;
+
 use serde_json::Value;
 
 use crate::field::{FieldError, Path};
@@ -17,6 +19,8 @@ use crate::tree;
 enum Honoured {
     /// All that are valid.
     Any,
+    /// Addresses of version 4 of the protocol.
+    Ipv4,
     /// These words alone.
     Words(&'static [&'static str]),
     /// This truth value alone.
@@ -31,9 +35,9 @@ enum Honoured {
     EmptyDir,
 }
 
-use Honoured::{Amounts, Any, Each, EmptyDir, Fields, Only, Words};
+use Honoured::{Amounts, Any, Each, EmptyDir, Fields, Ipv4, Only, Words};
 
-const SECCOMP: Honoured = Fields(&[("type", Words(&["RuntimeDefault"]))]);
+const SECCOMP: Honoured = Fields(&[("type", Words(&["RuntimeDefault", "Unconfined"]))]);
 
 const POD: &[(&str, Honoured)] = &[
     ("containers", Each(CONTAINER)),
@@ -80,6 +84,9 @@ const POD: &[(&str, Honoured)] = &[
             ("runAsGroup", Any),
             ("runAsNonRoot", Any),
             ("supplementalGroups", Any),
+            ("supplementalGroupsPolicy", Any),
+            // The node says which are too much.
+            ("sysctls", Any),
             ("fsGroup", Any),
             // For volumes that outlive a Pod. All that there are get their group when they are made.
             ("fsGroupChangePolicy", Any),
@@ -146,7 +153,7 @@ const CONTAINER: &[(&str, Honoured)] = &[
             ("name", Any),
             ("containerPort", Any),
             ("hostPort", Any),
-            ("hostIP", Words(&["0.0.0.0"])),
+            ("hostIP", Ipv4),
             ("protocol", Any),
         ]),
     ),
@@ -179,6 +186,7 @@ const CONTAINER: &[(&str, Honoured)] = &[
             ("privileged", Any),
             ("allowPrivilegeEscalation", Any),
             ("capabilities", Any),
+            ("procMount", Words(&["Default"])),
             ("seccompProfile", SECCOMP),
         ]),
     ),
@@ -214,6 +222,12 @@ fn fields(value: &Value, rows: &[(&str, Honoured)], path: &Path, errors: &mut Ve
 fn judge(name: &str, value: &Value, honoured: Honoured, path: &Path, errors: &mut Vec<FieldError>) {
     match honoured {
         Any => {}
+        Ipv4 => {
+            let address = value.as_str().unwrap_or_default();
+            if address.parse::<Ipv6Addr>().is_ok() {
+                errors.push(refused(path, &format!("{name} {}", crate::field::go_quote(address))));
+            }
+        }
         Words(words) => {
             let word = value.as_str().unwrap_or_default();
             if !word.is_empty() && !words.contains(&word) {
@@ -312,9 +326,9 @@ mod tests {
             ),
             (json!({"resources": {"claims": [{"name": "x"}]}}), "resources.claims", "claims"),
             (
-                json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}),
+                json!({"securityContext": {"seccompProfile": {"type": "Localhost"}}}),
                 "securityContext.seccompProfile.type",
-                "type \"Unconfined\"",
+                "type \"Localhost\"",
             ),
             (
                 json!({"securityContext": {"seLinuxOptions": {"level": "x"}}}),
@@ -327,7 +341,11 @@ mod tests {
                 "appArmorProfile",
             ),
             (json!({"ports": [{"hostIP": "::"}]}), "ports[0].hostIP", "hostIP \"::\""),
-            (json!({"ports": [{"hostIP": "10.0.0.1"}]}), "ports[0].hostIP", "hostIP \"10.0.0.1\""),
+            (
+                json!({"securityContext": {"procMount": "Unmasked"}}),
+                "securityContext.procMount",
+                "procMount \"Unmasked\"",
+            ),
         ] {
             assert_eq!(
                 refusals(&json!({"containers": [container]})),
@@ -382,7 +400,7 @@ mod tests {
             "containers": [{
                 "name": "c", "image": "i", "command": ["a"], "args": ["b"], "workingDir": "/", "tty": true,
                 "stdin": true, "stdinOnce": true, "env": [{"name": "A", "value": "1"}],
-                "ports": [{"containerPort": 1, "hostPort": 2, "protocol": "UDP", "name": "x"}],
+                "ports": [{"containerPort": 1, "hostPort": 2, "hostIP": "192.0.2.1", "protocol": "UDP", "name": "x"}],
                 "livenessProbe": {"exec": {"command": ["x"]}}, "readinessProbe": {"httpGet": {"port": 1}},
                 "startupProbe": {"grpc": {"port": 1}}, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
                 "resources": {
@@ -392,7 +410,7 @@ mod tests {
                 "securityContext": {
                     "runAsUser": 1, "runAsGroup": 1, "runAsNonRoot": true, "privileged": true, "readOnlyRootFilesystem": true,
                     "allowPrivilegeEscalation": true, "capabilities": {"add": ["NET_ADMIN"]},
-                    "seccompProfile": {"type": "RuntimeDefault"}
+                    "seccompProfile": {"type": "RuntimeDefault"}, "procMount": "Default"
                 },
             }],
             "initContainers": [{
@@ -403,7 +421,10 @@ mod tests {
             "activeDeadlineSeconds": 5, "readinessGates": [{"conditionType": "x"}],
             "schedulingGates": [{"name": "g"}],
             "volumes": [], "affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {}}}, "hostNetwork": false, "dnsPolicy": "Default", "priority": 0,
-            "securityContext": {"supplementalGroups": [1], "runAsNonRoot": true}, "automountServiceAccountToken": false,
+            "securityContext": {
+                "supplementalGroups": [1], "supplementalGroupsPolicy": "Strict", "runAsNonRoot": true,
+                "seccompProfile": {"type": "Unconfined"}, "sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}]
+            }, "automountServiceAccountToken": false,
         });
         assert_eq!(refusals(&spec), Vec::<String>::new());
     }

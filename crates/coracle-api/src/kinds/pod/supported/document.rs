@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Amounts, Any, Each, EmptyDir, Fields, Honoured, Only, POD, Words};
+use super::{Amounts, Any, Each, EmptyDir, Fields, Honoured, Ipv4, Only, POD, Words};
 use crate::catalogue;
 use crate::schema::{Graph, Type, graph};
 
@@ -54,8 +54,6 @@ const REFUSED: &[(&str, &str, Until)] = &[
     ("PodSecurityContext", "appArmorProfile", APP_ARMOR),
     ("PodSecurityContext", "seLinuxChangePolicy", SELINUX),
     ("PodSecurityContext", "seLinuxOptions", SELINUX),
-    ("PodSecurityContext", "supplementalGroupsPolicy", Next),
-    ("PodSecurityContext", "sysctls", Next),
     ("PodSecurityContext", "windowsOptions", WINDOWS),
     ("PodSpec", "evictionResponders", Next),
     ("PodSpec", "imagePullSecrets", Next),
@@ -71,7 +69,6 @@ const REFUSED: &[(&str, &str, Until)] = &[
     ("SeccompProfile", "localhostProfile", Next),
     ("SecretVolumeSource", "defaultUser", Next),
     ("SecurityContext", "appArmorProfile", APP_ARMOR),
-    ("SecurityContext", "procMount", Next),
     ("SecurityContext", "seLinuxOptions", SELINUX),
     ("SecurityContext", "windowsOptions", WINDOWS),
     ("ServiceAccountTokenProjection", "user", Next),
@@ -156,6 +153,7 @@ impl Walk<'_> {
     fn honoured(&mut self, kind: &Type, honoured: Honoured, path: &str) {
         let says = match honoured {
             Any => "honoured".to_owned(),
+            Ipv4 => "honoured; addresses of IPv6 are refused".to_owned(),
             Words(words) => {
                 let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
                 format!("honoured: {}; other values are refused", words.join(", "))
