@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::kernel::{VolumeHost, is_mount_point};
 use super::payload::{FileContent, Payload, Sources, TokenWanted, payload};
 use super::sub_path::SubPath;
-use super::tear_down::{remove_tree, remove_volumes};
+use super::tear_down::remove_volumes;
 use super::write::{Writing, write};
 use super::{references, used};
 
@@ -380,10 +380,10 @@ fn what_is_still_mounted_is_not_walked_into() {
     fs::create_dir_all(&inner).unwrap();
     VolumeHost::Machine.mount_memory(&inner, 1 << 20).unwrap();
     fs::write(inner.join("kept"), "kept").unwrap();
-    let refused = remove_tree(&mounts.0.path().join("v")).unwrap_err();
+    let refused = coracle_tree::remove(&mounts.0.path().join("v")).unwrap_err();
     assert_eq!(refused.to_string(), "something is still mounted at mounted");
     assert_eq!(fs::read_to_string(inner.join("kept")).unwrap(), "kept");
     VolumeHost::Machine.unmount_below(&inner).unwrap();
-    remove_tree(&mounts.0.path().join("v")).unwrap();
+    coracle_tree::remove(&mounts.0.path().join("v")).unwrap();
     assert!(!mounts.0.path().join("v").exists());
 }
