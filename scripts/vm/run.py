@@ -95,8 +95,9 @@ def pack(tree, archive):
 
 def install_suite(disk, suite):
     """The end-to-end tests, and all that they use, at the paths that are compiled into them."""
-    for program in [suite, shutil.which("ip", path=os.environ["PATH"] + ":/usr/sbin")]:
-        install(disk, program, "/usr/bin/" + ("suite" if program == suite else "ip"))
+    found = {name: shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") for name in ["ip", "script", "timeout"]}
+    for name, program in {"suite": suite, **found}.items():
+        install(disk, program, f"/usr/bin/{name}")
         for library in libraries(program):
             install(disk, library, str(library))
     for name in ["kubectl-1.37", "kubectl-1.32"]:
@@ -111,8 +112,8 @@ def install_suite(disk, suite):
     place.symlink_to("/usr/bin/coracle")
     (disk / str(ROOT).lstrip("/") / "crates/coracle").mkdir(parents=True)
     (disk / str(ROOT).lstrip("/") / "target/tmp").mkdir(parents=True)
-    for file in sorted((ROOT / "examples").glob("*.yaml")):
-        install(disk, file, str(ROOT / "examples" / file.name), 0o644)
+    for file in sorted((ROOT / "examples").rglob("*.*")):
+        install(disk, file, str(file), 0o644)
 
 
 def compiled_suite(coracle):
