@@ -46,8 +46,9 @@ impl Terminal {
         let words = kubectl.get_args().chain(arguments.iter().map(std::ffi::OsStr::new));
         let quoted: Vec<String> =
             words.map(|word| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''"))).collect();
+        // By its path: a shell that is busybox would run its own.
         let mut child = Command::new("script")
-            .args(["-qec", &format!("exec timeout --foreground {}", quoted.join(" ")), "/dev/null"])
+            .args(["-qec", &format!("exec /usr/bin/timeout --foreground {}", quoted.join(" ")), "/dev/null"])
             .envs(kubectl.get_envs().filter_map(|(name, value)| Some((name, value?))))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
