@@ -21,6 +21,7 @@ pub(crate) mod namespace;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod pod_disruption_budget;
+pub mod priority_class;
 pub(crate) mod replica_set;
 pub(crate) mod review;
 pub(crate) mod scale;

@@ -20,6 +20,7 @@ pub mod openapi;
 pub mod patch;
 pub mod placement;
 pub mod pod;
+pub use kinds::priority_class;
 pub mod quantity;
 pub mod scale;
 pub mod schema;

@@ -1,4 +1,4 @@
-//! What every cluster has: its namespaces, an account for the Pods of `default`, and the Service `kubernetes` with the
+//! What every cluster has: its namespaces, the system's priority classes, an account for the Pods of `default`, and the Service `kubernetes` with the
 //! server's address behind it.
 //!
 //! All of it goes through the same door as everybody's requests. What is deleted of it is made again.
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use coracle_api::Value;
 use coracle_api::catalogue;
+use coracle_api::priority_class::SYSTEM_PRIORITY_CLASSES;
+use futures::FutureExt as _;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -26,6 +28,13 @@ pub(crate) async fn run(core: &Arc<Core>) -> Result<(), StartError> {
     for name in NAMESPACES {
         let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
         ensure(core, "/api/v1/namespaces", namespace).await?;
+    }
+    for (name, value, description) in SYSTEM_PRIORITY_CLASSES {
+        let class = json!({
+            "apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": { "name": name },
+            "value": value, "description": description,
+        });
+        ensure(core, "/apis/scheduling.k8s.io/v1/priorityclasses", class).await?;
     }
     let config = &core.config;
     let service = json!({
@@ -95,11 +104,13 @@ pub(crate) async fn keep(core: Arc<Core>) {
 
 async fn watch_and_restore(core: &Arc<Core>) {
     let mut kept = Vec::new();
+    let classes = SYSTEM_PRIORITY_CLASSES.map(|(name, ..)| name);
     for (group, plural, namespace, names) in [
         ("", "namespaces", "", &NAMESPACES[..]),
         ("", "services", "default", &["kubernetes"]),
         ("", "endpoints", "default", &["kubernetes"]),
         ("discovery.k8s.io", "endpointslices", "default", &["kubernetes"]),
+        ("scheduling.k8s.io", "priorityclasses", "", &classes[..]),
     ] {
         let Some(row) = catalogue::find(group, "v1", plural) else { continue };
         let keys: Vec<String> = names.iter().map(|name| row.storage_key(namespace, name)).collect();
@@ -108,14 +119,9 @@ async fn watch_and_restore(core: &Arc<Core>) {
             Err(_) => return,
         }
     }
-    let [(namespaces, a), (services, b), (endpoints, c), (slices, d)] = kept.as_mut_slice() else { return };
     loop {
-        let missing = coracle_clock::select! {
-            missing = deleted(namespaces, a) => missing,
-            missing = deleted(services, b) => missing,
-            missing = deleted(endpoints, c) => missing,
-            missing = deleted(slices, d) => missing,
-        };
+        let waits: Vec<_> = kept.iter_mut().map(|(watcher, keys)| deleted(watcher, keys).boxed()).collect();
+        let (missing, ..) = futures::future::select_all(waits).await;
         if missing.is_err() {
             return;
         }

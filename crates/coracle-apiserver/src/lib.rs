@@ -41,6 +41,7 @@ pub mod pki;
 mod pods;
 mod policy;
 mod prepare;
+mod priority;
 mod protobuf;
 mod read;
 mod request;

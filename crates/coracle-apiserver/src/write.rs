@@ -133,6 +133,7 @@ impl Core {
             let mut along = self.admit(row, &object).await?;
             let mut new = object.clone();
             prepare::admit_node(row, &call.user, &new, None)?;
+            self.admit_priority(row, &mut new).await?;
             let birth = Birth { now: self.clock.now(), uid: self.ids.uid(), suffix: self.ids.name_suffix() };
             prepare::create(row, &mut new, birth)?;
             if let Err(status) = self.allocate(row, &mut new, None, &mut along).await {
@@ -251,6 +252,7 @@ impl Core {
         let row = call.row;
         prepare::update(row, part, &mut new, current)?;
         prepare::admit_node(row, &call.user, &new, Some(current))?;
+        self.admit_changed_priority(row, &mut new).await?;
         let mut along = Along::default();
         self.allocate(row, &mut new, Some(current), &mut along).await?;
         let warnings =

@@ -10,6 +10,7 @@ use k8s_openapi::api::core::v1 as core_v1;
 use k8s_openapi::api::discovery::v1 as discovery_v1;
 use k8s_openapi::api::events::v1 as events_v1;
 use k8s_openapi::api::policy::v1 as policy_v1;
+use k8s_openapi::api::scheduling::v1 as scheduling_v1;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions_v1;
 
 use super::{Resource, Strategy, Subresource};
@@ -366,6 +367,18 @@ pub(super) static RESOURCES: &[Resource] = &[
             "poddisruptionbudget",
             "/registry/poddisruptionbudgets",
             &kinds::pod_disruption_budget::PodDisruptionBudgetStrategy,
+        )
+    },
+    Resource {
+        group: "scheduling.k8s.io",
+        short_names: &["pc"],
+        namespaced: false,
+        ..core::<scheduling_v1::PriorityClass>(
+            "PriorityClass",
+            "priorityclasses",
+            "priorityclass",
+            "/registry/priorityclasses",
+            &kinds::priority_class::PriorityClassStrategy,
         )
     },
     // None can be made yet. kubectl reads the list before it says that it does not know a kind.

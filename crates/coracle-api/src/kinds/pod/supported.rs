@@ -66,6 +66,7 @@ const POD: &[(&str, Honoured)] = &[
     ("volumes", Each(VOLUME)),
     ("schedulerName", Any),
     ("enableServiceLinks", Any),
+    ("priorityClassName", Any),
     ("priority", Any),
     ("preemptionPolicy", Any),
     ("serviceAccountName", Any),
@@ -283,7 +284,6 @@ mod tests {
             ("runtimeClassName", json!("x")),
             ("overhead", json!({"cpu": "1"})),
             ("imagePullSecrets", json!([{"name": "x"}])),
-            ("priorityClassName", json!("high")),
             ("resources", json!({"limits": {"cpu": "1"}})),
         ] {
             assert_eq!(refusals(&json!({ field: value })), [not_yet(&format!("spec.{field}"), field)]);

@@ -93,16 +93,6 @@ pub(super) fn pod(object: &Value) -> Vec<FieldError> {
     let mut errors = annotations(object, said);
     errors.extend(spec(said, &path, Whose::Pod));
     // What admission has set by now; a template leaves it open.
-    let priority = int_at(said, &["priority"]).unwrap_or(0);
-    if priority != 0 {
-        errors.push(FieldError::forbidden(
-            &path.child("priority"),
-            format!(
-                "the integer value of priority ({priority}) must not be provided in pod spec; priority \
-                 admission controller computed 0 from the given PriorityClass name"
-            ),
-        ));
-    }
     if str_at(said, &["preemptionPolicy"]).is_empty() {
         errors.push(FieldError::required(&path.child("preemptionPolicy"), ""));
     }

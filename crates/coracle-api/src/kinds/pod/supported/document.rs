@@ -58,7 +58,6 @@ const REFUSED: &[(&str, &str, Until)] = &[
     ("PodSpec", "evictionResponders", Next),
     ("PodSpec", "imagePullSecrets", Next),
     ("PodSpec", "overhead", Next),
-    ("PodSpec", "priorityClassName", Next),
     ("PodSpec", "resourceClaims", CLAIMS),
     ("PodSpec", "resources", Next),
     ("PodSpec", "runtimeClassName", Next),

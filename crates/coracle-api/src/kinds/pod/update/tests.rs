@@ -208,12 +208,11 @@ fn nothing_else_may_change_and_the_difference_is_shown() {
 fn what_is_not_built_is_refused_in_updates_too() {
     let old = pod_with(|_| {});
     let mut new = old.clone();
-    new["spec"]["priorityClassName"] = "high".into();
+    new["spec"]["runtimeClassName"] = "high".into();
     let errors = texts(&validate(&new, &old));
     assert!(
         errors.contains(
-            &"spec.priorityClassName: Forbidden: priorityClassName is not supported by Coracle yet"
-                .to_owned()
+            &"spec.runtimeClassName: Forbidden: runtimeClassName is not supported by Coracle yet".to_owned()
         ),
         "{errors:?}"
     );

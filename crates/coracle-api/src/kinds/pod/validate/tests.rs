@@ -1784,14 +1784,6 @@ fn whole() -> Vec<Row> {
             [&format!("spec.priorityClassName: Invalid value: \"A\": {SUBDOMAIN}")],
         ),
         row(
-            "/priority",
-            json!(5),
-            [
-                "spec.priority: Forbidden: the integer value of priority (5) must not be provided in pod spec; \
-              priority admission controller computed 0 from the given PriorityClass name",
-            ],
-        ),
-        row(
             "/preemptionPolicy",
             json!("Maybe"),
             [
