@@ -130,7 +130,7 @@ enum BindError {
     /// The Pod is gone, or is on another node: nothing is left to do.
     #[error("the Pod does not need a node any more")]
     Settled,
-    #[error("binding rejected: {0}")]
+    #[error("running Bind plugin \"DefaultBinder\": {0}")]
     Refused(String),
 }
 
@@ -328,13 +328,21 @@ async fn bind(client: &Client, clock: &Clock, rng: Rng, pod: &PodInfo, node: &st
         if error.is_conflict() {
             return already_bound(client, pod, node).await;
         }
-        refusal = error.to_string();
+        refusal = words_of(&error);
         if !error.is_transient() {
             break;
         }
         clock.sleep(backoff.delay()).await;
     }
     Err(BindError::Refused(refusal))
+}
+
+/// What an error says to a user.
+fn words_of(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// A conflict may be our own earlier attempt whose answer was lost.
@@ -351,7 +359,7 @@ async fn already_bound(client: &Client, pod: &PodInfo, node: &str) -> Result<(),
             }
         }
         Err(error) if error.is_not_found() => Err(BindError::Settled),
-        Err(error) => Err(BindError::Refused(error.to_string())),
+        Err(error) => Err(BindError::Refused(words_of(&error))),
     }
 }
 

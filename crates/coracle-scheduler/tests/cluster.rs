@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use coracle_apiserver::auth::UserInfo;
@@ -13,9 +14,11 @@ use coracle_clock::{Clock, Ids, Rng};
 use coracle_scheduler::{Profile, Scheduler, SchedulerInputs};
 use coracle_store::embedded::{EmbeddedStore, Execution, Options};
 use coracle_store::simfs::SimFs;
+use http_body_util::BodyExt as _;
 use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::Client;
 use serde_json::{Value, json};
+use tower::Service as _;
 
 struct Cluster {
     admin: Client,
@@ -23,6 +26,8 @@ struct Cluster {
     pods: Informer<Pod>,
     events: Informer<Event>,
     scheduler: Scheduler,
+    /// No binding is taken.
+    unbindable: Arc<AtomicBool>,
     _server: Arc<ApiServer>,
 }
 
@@ -42,7 +47,21 @@ impl Cluster {
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();
         let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
-        let own = in_process(server.in_process(UserInfo::new("system:kube-scheduler", [])));
+        let unbindable = Arc::new(AtomicBool::new(false));
+        let (refuses, inner) =
+            (unbindable.clone(), server.in_process(UserInfo::new("system:kube-scheduler", [])));
+        let own = in_process(tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let (refuses, mut inner) = (refuses.clone(), inner.clone());
+            async move {
+                if !refuses.load(Ordering::SeqCst) || !request.uri().path().ends_with("/binding") {
+                    return inner.call(request).await;
+                }
+                let status = json!({"kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+                    "message": "pods \"p\" is forbidden: not now"});
+                let body = http_body_util::Full::from(status.to_string()).map_err(|never| match never {});
+                Ok(http::Response::builder().status(403).body(body.boxed_unsync()).unwrap())
+            }
+        }));
         let inputs = SchedulerInputs { pods: informer(&own, &clock), nodes: informer(&own, &clock) };
         let cluster = Cluster {
             pods: inputs.pods.clone(),
@@ -50,6 +69,7 @@ impl Cluster {
             admin,
             clock: clock.clone(),
             scheduler: Scheduler::new(Profile::default()),
+            unbindable,
             _server: server,
         };
         let scheduler = cluster.scheduler.clone();
@@ -191,4 +211,61 @@ async fn a_burst_never_overfills_a_node() {
     }
     let expected = [(None, 20), (Some("a".to_owned()), 40), (Some("b".to_owned()), 40)];
     assert_eq!(by_node, BTreeMap::from(expected));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_binding_that_is_refused_is_told_and_tried_again() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("a", json!({"cpu": "4", "memory": "8Gi", "pods": "110"})).await;
+    cluster.unbindable.store(true, Ordering::SeqCst);
+    cluster.add_pod("p", "1").await;
+    let why = "running Bind plugin \"DefaultBinder\": pods \"p\" is forbidden: not now";
+    let failed = ("False".to_owned(), "SchedulerError".to_owned());
+    let shown = |pods: &[Arc<Pod>]| {
+        let told = pods.iter().filter_map(|pod| condition(pod));
+        told.map(|(status, reason, message)| ((status, reason), message)).collect::<Vec<_>>()
+    };
+    cluster
+        .until(&cluster.pods, "the condition", |pods| {
+            shown(pods).iter().any(|(told, message)| *told == failed && message == why)
+        })
+        .await;
+    cluster
+        .until(&cluster.events, "the event", |events| {
+            events.iter().any(|event| {
+                event.reason.as_deref() == Some("FailedScheduling") && event.message.as_deref() == Some(why)
+            })
+        })
+        .await;
+    cluster.unbindable.store(false, Ordering::SeqCst);
+    cluster.until_bound(1).await;
+    assert_eq!(condition(&cluster.pods.get("default", "p").unwrap()).unwrap().0, "True");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_those_that_wait_for_room_the_one_that_matters_most_gets_it() {
+    let cluster = Cluster::start().await;
+    cluster.add_node("a", json!({"cpu": "2", "memory": "8Gi", "pods": "110"})).await;
+    let first = cluster.add_pod("first", "2").await;
+    cluster.until_bound(1).await;
+    let class = json!({"metadata": {"name": "high"}, "value": 1000});
+    let class: k8s_openapi::api::scheduling::v1::PriorityClass = serde_json::from_value(class).unwrap();
+    request::create(&cluster.admin, &class).await.unwrap();
+    cluster.add_pod("early", "2").await;
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"namespace": "default", "name": "late"},
+        "spec": {"priorityClassName": "high", "containers": [
+            {"name": "c", "image": "busybox", "resources": {"requests": {"cpu": "2"}}}]},
+    }))
+    .unwrap();
+    request::create(&cluster.admin, &pod).await.unwrap();
+    cluster
+        .until(&cluster.pods, "both wait", |pods| {
+            pods.iter().filter(|pod| condition(pod).is_some_and(|c| c.1 == "Unschedulable")).count() == 2
+        })
+        .await;
+    let now = Deletion::of(first.metadata.uid.unwrap()).grace(0);
+    request::delete::<Pod>(&cluster.admin, &ObjectKey::namespaced("default", "first"), &now).await.unwrap();
+    cluster.until_bound(1).await;
+    assert_eq!(node_of(&cluster.pods.get("default", "late").unwrap()), Some("a"));
 }
