@@ -49,6 +49,8 @@ pub struct ControllersConfig {
     pub node_prefix: u8,
     /// PEM of the authority that Pods are to trust when they talk to the API server.
     pub root_ca: String,
+    /// How many ended Pods may stay; `None` lets all of them.
+    pub ended_pods_max: Option<usize>,
 }
 
 /// What the controllers read: one copy a kind, which other components of the process may share.
@@ -260,7 +262,7 @@ pub async fn run_all(
     team.add(Identity::Garbage, |own| garbage::run(own, time(), garbage.next()));
     team.add(Identity::NodeLifecycle, |own| node_lifecycle::run(own, all(), time()));
     team.add(Identity::TaintEviction, |own| taint_eviction::run(own, all(), time()));
-    team.add(Identity::PodGc, |own| pod_gc::run(own, all(), time()));
+    team.add(Identity::PodGc, |own| pod_gc::run(own, all(), time(), config.ended_pods_max));
     team.add(Identity::ReplicaSet, |own| replica_set::run(own, all(), time(), replica_sets.next()));
     team.add(Identity::Deployment, |own| deployment::run(own, all(), time()));
     team.add(Identity::Job, |own| job::run(own, all(), time(), jobs.next()));

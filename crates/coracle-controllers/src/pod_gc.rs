@@ -98,16 +98,17 @@ impl Missing {
     }
 }
 
-/// Which Pods go, and why. `gone` are the nodes that certainly do not exist.
+/// Which Pods go, and why. `gone` are the nodes that certainly do not exist; without a number any number of ended Pods
+/// may stay.
 #[must_use]
 pub fn reconcile(
     pods: &[Arc<Pod>],
     nodes: &Nodes,
     gone: &BTreeSet<String>,
-    ended_max: usize,
+    ended_max: Option<usize>,
 ) -> Vec<(Arc<Pod>, Why)> {
     let mut ended: Vec<_> = pods.iter().filter(|pod| has_ended(pod)).collect();
-    let surplus = ended.len().saturating_sub(ended_max);
+    let surplus = ended_max.map_or(0, |max| ended.len().saturating_sub(max));
     if surplus > 0 {
         // The evicted first, then the oldest.
         ended.sort_by_key(|pod| {
@@ -169,7 +170,7 @@ fn has_ended(pod: &Pod) -> bool {
     !matches!(phase(pod), None | Some("Pending" | "Running" | "Unknown"))
 }
 
-pub(crate) async fn run(client: Client, inputs: ControllerInputs, clock: Clock) {
+pub(crate) async fn run(client: Client, inputs: ControllerInputs, clock: Clock, ended_max: Option<usize>) {
     let (mut nodes, mut pods) = (inputs.nodes.subscribe(), inputs.pods.subscribe());
     inputs.nodes.synced().await;
     inputs.pods.synced().await;
@@ -185,7 +186,7 @@ pub(crate) async fn run(client: Client, inputs: ControllerInputs, clock: Clock) 
         if moved || due.is_some_and(|due| due <= clock.elapsed()) {
             pods.pending();
             last = Some(clock.elapsed());
-            due = look(&client, &inputs, &clock, &known, &mut missing).await;
+            due = look(&client, &inputs, &clock, &known, &mut missing, ended_max).await;
         }
         let wait = due.map(|due| due.saturating_sub(clock.elapsed()));
         select! {
@@ -210,6 +211,7 @@ async fn look(
     clock: &Clock,
     nodes: &Nodes,
     missing: &mut Missing,
+    ended_max: Option<usize>,
 ) -> Option<Duration> {
     let pods = inputs.pods.list();
     let (suspects, mut next) = missing.update(&pods, nodes, clock.elapsed());
@@ -233,7 +235,7 @@ async fn look(
             }
         }
     }
-    for (pod, why) in reconcile(&pods, nodes, &gone, ENDED_MAX) {
+    for (pod, why) in reconcile(&pods, nodes, &gone, ended_max) {
         let key = key_of(pod.as_ref());
         match remove(client, &key, &pod, why, clock.now()).await {
             Ok(()) => tracing::info!(pod = %key, ?why, "removed a Pod that nobody else would"),
@@ -303,7 +305,7 @@ mod tests {
             pod("pending", "", "Pending", false),
         ];
         let nodes = Nodes { names: set(&["n", "off"]), out_of_service: set(&["off"]) };
-        let plan = reconcile(&pods, &nodes, &set(&["gone"]), 10);
+        let plan = reconcile(&pods, &nodes, &set(&["gone"]), Some(10));
         assert_eq!(
             chosen(&plan),
             [("orphan", Why::Orphaned), ("lost", Why::OutOfService), ("unbound", Why::Unscheduled)]
@@ -330,9 +332,10 @@ mod tests {
             let plan = reconcile(&all, &nodes, &set(&[]), max);
             chosen(&plan).into_iter().map(|(name, _)| name.to_owned()).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(names(4), "");
-        assert_eq!(names(3), "evicted");
-        assert_eq!(names(1), "evicted older a");
+        assert_eq!(names(None), "");
+        assert_eq!(names(Some(4)), "");
+        assert_eq!(names(Some(3)), "evicted");
+        assert_eq!(names(Some(1)), "evicted older a");
     }
 
     #[test]

@@ -196,3 +196,28 @@ async fn the_last_of_many_wishes_counts() {
     assert_eq!(alive as u64, last);
     assert_eq!(status(&cluster, "r").await["replicas"], last);
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_deleted_is_told() {
+    let cluster = Cluster::start().await;
+    cluster.run_nodes();
+    cluster.create::<ReplicaSet>(replica_set("r", 2)).await;
+    cluster.clock.sleep(SETTLED).await;
+    cluster.pods_stay.store(true, Ordering::SeqCst);
+    cluster.merge::<ReplicaSet>(&at("r"), json!({"spec": {"replicas": 1}})).await;
+    cluster.clock.sleep(SETTLED).await;
+    let told = ("FailedDelete".to_owned(), "Error deleting: pods are kept".to_owned());
+    let events = cluster.events("r").await;
+    assert!(events.contains(&told), "{events:?}");
+    let failed = status(&cluster, "r").await;
+    let condition = &failed["conditions"][0];
+    assert_eq!(
+        (&condition["type"], &condition["reason"]),
+        (&json!("ReplicaFailure"), &json!("FailedDelete"))
+    );
+    assert_eq!(pods(&cluster).await.len(), 2);
+    cluster.pods_stay.store(false, Ordering::SeqCst);
+    cluster.clock.sleep(2 * SETTLED).await;
+    assert_eq!(pods(&cluster).await.len(), 1);
+    assert_eq!(status(&cluster, "r").await.get("conditions"), None);
+}

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use k8s_openapi::api::core::v1::{Event, Namespace};
 use kube::Client;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -41,6 +41,8 @@ struct Life {
 struct Mortal {
     inner: InProcess,
     life: Arc<Life>,
+    /// No Pod can be deleted.
+    pods_stay: Arc<AtomicBool>,
 }
 
 impl tower::Service<http::Request<kube::client::Body>> for Mortal {
@@ -59,6 +61,16 @@ impl tower::Service<http::Request<kube::client::Body>> for Mortal {
         let writes = request.method() != http::Method::GET && counts && !path.contains("/events");
         if life.left.load(Ordering::SeqCst) == 0 {
             return Box::pin(std::future::pending());
+        }
+        if self.pods_stay.load(Ordering::SeqCst)
+            && request.method() == http::Method::DELETE
+            && path.contains("/pods/")
+        {
+            let status = json!({"kind": "Status", "status": "Failure", "reason": "Forbidden", "code": 403,
+                "message": "pods are kept"});
+            let body = http_body_util::Full::from(status.to_string()).map_err(|never| match never {});
+            let refused = http::Response::builder().status(403).body(body.boxed_unsync()).unwrap();
+            return Box::pin(std::future::ready(Ok(refused)));
         }
         let last = writes && life.left.fetch_sub(1, Ordering::SeqCst) == 1;
         let answer = self.inner.call(request);
@@ -116,6 +128,8 @@ pub(crate) struct Cluster {
     controllers: Option<JoinHandle<()>>,
     /// How late the controllers hear of Pods.
     pub(crate) late: Duration,
+    /// The controllers can delete no Pod.
+    pub(crate) pods_stay: Arc<AtomicBool>,
 }
 
 impl Cluster {
@@ -141,7 +155,16 @@ impl Cluster {
         let server = ApiServer::start(config, store, clock.clone(), ids).await.unwrap();
         let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
         let inputs = ControllerInputs::start(&admin, &clock, &mut Rng::seeded(9));
-        Cluster { admin, clock, inputs, counted: &[], server, controllers: None, late: Duration::ZERO }
+        Cluster {
+            admin,
+            clock,
+            inputs,
+            counted: &[],
+            server,
+            controllers: None,
+            late: Duration::ZERO,
+            pods_stay: Arc::default(),
+        }
     }
 
     /// Starts what stands for scheduler and node agents.
@@ -158,15 +181,18 @@ impl Cluster {
             cluster_cidr: "10.244.0.0/22".parse().unwrap(),
             node_prefix: 24,
             root_ca: "PEM".to_owned(),
+            ended_pods_max: Some(coracle_controllers::pod_gc::ENDED_MAX),
         };
         let (server, clock, mortal) = (self.server.clone(), self.clock.clone(), life.clone());
+        let pods_stay = self.pods_stay.clone();
         let admin = UserInfo::new("admin", ["system:masters"]);
         let eyes = Late { inner: self.server.in_process(admin), clock: clock.clone(), by: self.late };
         let inputs = ControllerInputs::start(&in_process(eyes), &clock, &mut Rng::seeded(8));
         self.controllers = Some(tokio::spawn(async move {
             let client = |identity: Identity| {
                 let user = UserInfo::service_account("kube-system", identity.service_account());
-                in_process(Mortal { inner: server.in_process(user), life: mortal.clone() })
+                let (inner, life, pods_stay) = (server.in_process(user), mortal.clone(), pods_stay.clone());
+                in_process(Mortal { inner, life, pods_stay })
             };
             run_all(config, client, inputs, clock, Rng::seeded(3), std::future::pending()).await;
         }));
