@@ -22,6 +22,9 @@ pub enum CriError {
     /// The registry could not be reached or answered that it is unavailable.
     #[error("RegistryUnavailable: {0}")]
     RegistryUnavailable(String),
+    /// The group of processes of a Pod cannot be made.
+    #[error("{0}")]
+    Cgroup(String),
     /// Anything else.
     #[error("{0}")]
     Internal(String),

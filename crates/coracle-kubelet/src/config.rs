@@ -49,6 +49,8 @@ pub struct KubeletConfig {
     pub cluster_domain: String,
     /// Upper bound of the restart back-off (`crashLoopBackOff.maxContainerRestartPeriod`).
     pub restart_backoff_max: SignedDuration,
+    /// How many images are fetched at a time (`maxParallelImagePulls`); 1 is one after the other.
+    pub max_parallel_image_pulls: usize,
 }
 
 /// Where and how the kubelet's HTTPS API listens.

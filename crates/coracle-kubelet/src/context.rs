@@ -38,7 +38,7 @@ pub(crate) struct Context {
     pub(crate) runtime_name: String,
     /// Whether Pods can be connected to the network, and if not, why.
     pub(crate) network: watch::Sender<Result<(), String>>,
-    /// One pull at a time, in the order in which they were asked for.
+    /// As many pulls at a time as the node is set to, in the order in which they were asked for.
     pub(crate) pulls: Semaphore,
     /// The statuses that workers have computed last, by Pod UID: newer than what the API server was told.
     pub(crate) statuses: Mutex<BTreeMap<String, PodStatus>>,

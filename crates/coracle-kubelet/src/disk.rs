@@ -19,8 +19,6 @@ pub(crate) fn text(path: &Path) -> String {
 /// The files that a container finds mounted.
 #[derive(Debug)]
 pub(crate) struct ContainerFiles {
-    /// For the container's logs.
-    pub(crate) log_directory: PathBuf,
     /// Shared by the containers of the Pod.
     pub(crate) hosts_file: PathBuf,
     pub(crate) hosts: String,
@@ -28,9 +26,8 @@ pub(crate) struct ContainerFiles {
 }
 
 impl ContainerFiles {
-    /// Makes the container's log directory, the Pod's hosts file and an empty termination message file.
+    /// Makes the Pod's hosts file and an empty termination message file.
     pub(crate) fn make(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.log_directory)?;
         if let Some(directory) = self.termination_file.parent() {
             fs::create_dir_all(directory)?;
         }

@@ -31,15 +31,41 @@ use crate::termination;
 pub(crate) async fn create_sandbox(context: Arc<Context>, pod: Arc<Pod>, attempt: u32) -> Outcome {
     match try_create_sandbox(&context, &pod, attempt).await {
         Ok(()) => Outcome::SandboxCreated,
-        Err(why) => {
-            let text = format!("Failed to create pod sandbox: {why}");
-            context.report(&pod, &PodEvent::pod_warning("FailedCreatePodSandBox", text));
+        Err(SandboxError { reason, text }) => {
+            context.report(&pod, &PodEvent::pod_warning(reason, text));
             Outcome::SandboxFailed
         }
     }
 }
 
-async fn try_create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), String> {
+/// Why there is no usable sandbox: what the user is told.
+struct SandboxError {
+    reason: &'static str,
+    text: String,
+}
+
+impl From<String> for SandboxError {
+    fn from(why: String) -> Self {
+        SandboxError {
+            reason: "FailedCreatePodSandBox",
+            text: format!("Failed to create pod sandbox: {why}"),
+        }
+    }
+}
+
+/// Makes the directory of a Pod's own.
+///
+/// # Errors
+/// The text of the event `Failed`.
+pub(crate) async fn make_pod_directory(context: &Context, pod: &Pod) -> Result<(), String> {
+    let directory = pod_dir(context, &PodIdentity::of(pod));
+    let path = directory.clone();
+    let made = context.clock.blocking(move || std::fs::create_dir_all(path)).await;
+    made.map_err(|why| format!("error making pod data directories: mkdir {}: {why}", directory.display()))
+}
+
+async fn try_create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Result<(), SandboxError> {
+    make_pod_directory(context, pod).await.map_err(|text| SandboxError { reason: "Failed", text })?;
     let dns = pod_dns(context, pod).await;
     if dns.missing_cluster_dns {
         let text = format!(
@@ -56,8 +82,22 @@ async fn try_create_sandbox(context: &Context, pod: &Pod, attempt: u32) -> Resul
     let logs = config.log_directory.clone();
     let made = context.clock.blocking(move || std::fs::create_dir_all(logs)).await;
     made.map_err(|why| format!("cannot make the log directory {}: {why}", config.log_directory.display()))?;
-    context.runtime.run_pod_sandbox(&config).await.map_err(|why| why.to_string())?;
-    Ok(())
+    let made = context.runtime.run_pod_sandbox(&config).await.map_err(|why| match why {
+        CriError::Cgroup(_) => {
+            let parts: Vec<_> = config.cgroup_parent.split('/').filter(|part| !part.is_empty()).collect();
+            let text = format!(
+                "unable to ensure pod container exists: failed to create container for [{}] : {why}",
+                parts.join(" ")
+            );
+            SandboxError { reason: "FailedCreatePodContainer", text }
+        }
+        other => other.to_string().into(),
+    })?;
+    let status = context.runtime.pod_sandbox_status(&made).await;
+    status.map(drop).map_err(|why| SandboxError {
+        reason: "FailedPodSandBoxStatus",
+        text: format!("Unable to get pod sandbox status: {why}"),
+    })
 }
 
 async fn pod_dns(context: &Context, pod: &Pod) -> files::PodDns {
@@ -242,6 +282,22 @@ async fn try_start(
     let pod_ip = pod_ips.first().map(String::as_str).unwrap_or_default();
     let hooked = hooks::after_start(context, pod, container, &id, pod_ip).await;
     hooked.map_err(|message| (reasons::POST_START_HOOK_ERROR, message))
+}
+
+/// Runs the postStart hook of a container that was started by an agent which ended before the hook did.
+pub(crate) async fn finish_start(
+    context: Arc<Context>,
+    pod: Arc<Pod>,
+    pod_ips: Vec<String>,
+    name: String,
+    id: ContainerId,
+) -> Outcome {
+    let Some(container) = find_container(&pod, &name) else { return Outcome::Started { container: name } };
+    let pod_ip = pod_ips.first().map(String::as_str).unwrap_or_default();
+    match hooks::after_start(&context, &pod, &container, &id, pod_ip).await {
+        Ok(()) => Outcome::Started { container: name },
+        Err(message) => start_failed(&pod, name.clone(), reasons::POST_START_HOOK_ERROR, message),
+    }
 }
 
 async fn resolve_image(

@@ -26,10 +26,10 @@ use crate::context::Context;
 use crate::handler::Handlers;
 use crate::objects::Objects;
 use crate::pod::inputs::{Eviction, Rejection};
-use crate::pod::reasons;
 use crate::preemption::{self, Admission};
 use crate::probe::Probing;
 use crate::server::{KubeletServer, ServerConfig};
+use crate::worker::record::{self, Record};
 use crate::worker::{Worker, WorkerHandle};
 use crate::{KubeletApi, KubeletConfig, disk, execute, node};
 
@@ -150,6 +150,7 @@ impl Kubelet {
         let handlers = Handlers::new(runtime.clone(), probe_network, clock.clone());
         let node_rng = rng.fork("node");
         let probing = Probing::new(clock.elapsed(), rng.fork("probes"));
+        let pulls = Semaphore::new(config.max_parallel_image_pulls.max(1));
         let context = Arc::new(Context {
             config,
             client,
@@ -163,7 +164,7 @@ impl Kubelet {
             nodes,
             runtime_name: version.runtime_name,
             network: watch::channel(Err("the network has not been looked at yet".to_owned())).0,
-            pulls: Semaphore::new(1),
+            pulls,
             statuses: Mutex::default(),
             handlers,
             probing,
@@ -188,6 +189,7 @@ impl Kubelet {
             running: JoinSet::new(),
             rejected: BTreeSet::new(),
             waiting: BTreeMap::new(),
+            records: BTreeMap::new(),
         };
         coracle_clock::select! {
             () = shutdown => {}
@@ -224,6 +226,8 @@ struct NodeCore {
     rejected: BTreeSet<String>,
     /// Critical Pods by UID, which get a worker when those that end for them have ended.
     waiting: BTreeMap<String, Arc<Pod>>,
+    /// What an earlier worker has left of Pods that have none yet, by UID.
+    records: BTreeMap<String, Record>,
 }
 
 /// What becomes of a Pod that has no worker yet.
@@ -264,6 +268,7 @@ impl NodeCore {
                 return;
             }
         }
+        self.read_records().await;
         self.remove_orphans().await;
         let mut pod_changes = context.pods.subscribe();
         let mut network = context.network.subscribe();
@@ -291,6 +296,16 @@ impl NodeCore {
                 }
             }
         }
+    }
+
+    /// Reads what an earlier node agent has left of Pods.
+    async fn read_records(&mut self) {
+        let pods_dir = self.context.config.pods_dir.clone();
+        let read = move || {
+            let uids = disk::pods(&pods_dir).into_iter();
+            uids.filter_map(|uid| Some((uid.clone(), record::read(&pods_dir.join(uid))?))).collect()
+        };
+        self.records = self.context.clock.blocking(read).await;
     }
 
     async fn runtime_events(&self) -> mpsc::Receiver<ContainerEvent> {
@@ -333,6 +348,9 @@ impl NodeCore {
             return;
         }
         // A worker holds no truth: the next one finds everything again.
+        let directory = self.context.config.pods_dir.join(&ended.uid);
+        let record = self.context.clock.blocking(move || record::read(&directory)).await;
+        self.records.extend(record.map(|record| (ended.uid.clone(), record)));
         match self.context.pods.list().into_iter().find(|pod| uid_of(&**pod) == ended.uid) {
             Some(pod) => self.start_worker(pod),
             None => self.remove_orphans().await,
@@ -388,9 +406,15 @@ impl NodeCore {
         };
         if let Some(rejection) = &rejection {
             info!(pod = ?pod.metadata.name, reason = %rejection.reason, "refused a pod");
-            self.rejected.insert(uid.clone());
+            self.rejected.insert(uid);
         }
-        let worker = Worker::new(self.context.clone(), pod, rejection);
+        self.spawn_worker(pod, rejection);
+    }
+
+    fn spawn_worker(&mut self, pod: Arc<Pod>, rejection: Option<Rejection>) {
+        let uid = uid_of(&*pod).to_owned();
+        let record = self.records.remove(&uid);
+        let worker = Worker::new(self.context.clone(), pod, rejection, record);
         self.workers.insert(uid.clone(), worker.handle());
         self.running.spawn(supervised(uid, self.context.clock.clone(), worker.run()));
     }
@@ -400,6 +424,10 @@ impl NodeCore {
         let started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
         if started || has_ended(pod) || pod.metadata.deletion_timestamp.is_some() {
             return Decision::Start;
+        }
+        // What has been decided stays so.
+        if let Some(record) = self.records.get(uid_of(pod)) {
+            return record.memo.rejection.clone().map_or(Decision::Start, Decision::Refuse);
         }
         let Some(node) = self.node() else {
             let message = "Kubelet cannot get node info.".to_owned();
@@ -434,8 +462,7 @@ impl NodeCore {
 
     fn evict(&self, uid: &str) {
         if let Some(worker) = self.workers.get(uid) {
-            let message = reasons::PREEMPTING_MESSAGE.to_owned();
-            worker.evict(Eviction { reason: reasons::PREEMPTING, message });
+            worker.evict(Eviction::preemption());
         }
     }
 
@@ -462,7 +489,14 @@ impl NodeCore {
         }
         for sandbox in sandboxes {
             let uid = &sandbox.metadata.uid;
-            if !known.contains(uid) && !self.workers.contains_key(uid) {
+            if known.contains(uid) || self.workers.contains_key(uid) {
+                continue;
+            }
+            if let Some(record) = self.records.get(uid).filter(|record| uid_of(&record.pod) == *uid) {
+                // Its end is as orderly as if the agent had seen the object go.
+                let pod = Arc::new(record.pod.clone());
+                self.spawn_worker(pod, None);
+            } else {
                 let (context, uid) = (self.context.clone(), uid.clone());
                 let clock = context.clock.clone();
                 self.running.spawn(supervised(uid, clock, execute::remove_orphan(context, sandbox)));

@@ -12,9 +12,20 @@ pub(crate) fn report_start(context: &Context) {
 
 /// Says what has changed from one status to the next.
 pub(crate) fn report_changes(context: &Context, before: &NodeStatus, after: &NodeStatus) {
+    if let Some(boot) = new_boot(before, after) {
+        let text = format!("Node {} has been rebooted, boot id: {boot}", context.config.node_name);
+        context.recorder.event(&involved(context), EventType::Warning, "Rebooted", text);
+    }
     for reason in changes(before, after) {
         report(context, reason);
     }
+}
+
+/// The id of a boot that was not known before.
+fn new_boot<'a>(before: &NodeStatus, after: &'a NodeStatus) -> Option<&'a str> {
+    let id = |status: &'a NodeStatus| status.node_info.as_ref().map(|info| info.boot_id.as_str());
+    let was = before.node_info.as_ref().map(|info| info.boot_id.as_str()).filter(|was| !was.is_empty())?;
+    id(after).filter(|is| *is != was)
 }
 
 /// Says whether the node takes new Pods, when that has changed. `known` is what was said last.

@@ -45,7 +45,14 @@ pub(crate) async fn prepare(
         context.report(pod, &PodEvent::pod_warning("InvalidEnvironmentVariableNames", text));
     }
     let volume_mounts = mounts::container_mounts(context, pod, container, &variables).await?;
-    let files = make_files(context, pod, pod_ips, start, log_directory).await;
+    let logs = log_directory.join(&start.container);
+    let path = logs.clone();
+    let made = context.clock.blocking(move || std::fs::create_dir_all(path)).await;
+    made.map_err(|why| {
+        let (name, logs) = (&start.container, logs.display());
+        format!("create container log directory for container {name} failed: mkdir {logs}: {why}")
+    })?;
+    let files = make_files(context, pod, pod_ips, start).await;
     let (hosts_file, termination_file) = files.map_err(|why| why.to_string())?;
     Ok(Prepared { envs: variables, volume_mounts, hosts_file, termination_file })
 }
@@ -107,7 +114,6 @@ async fn make_files(
     pod: &Pod,
     pod_ips: &[String],
     start: &StartContainer,
-    log_directory: &Path,
 ) -> io::Result<(PathBuf, PathBuf)> {
     let directory = context.config.pods_dir.join(PodIdentity::of(pod).uid);
     let own = directory.join("containers").join(&start.container);
@@ -124,12 +130,8 @@ async fn make_files(
     };
     let hosts_file = directory.join("etc-hosts");
     let termination_file = own.join(format!("{}-termination-log", start.attempt));
-    let made = ContainerFiles {
-        log_directory: log_directory.join(&start.container),
-        hosts_file: hosts_file.clone(),
-        hosts,
-        termination_file: termination_file.clone(),
-    };
+    let made =
+        ContainerFiles { hosts_file: hosts_file.clone(), hosts, termination_file: termination_file.clone() };
     context.clock.blocking(move || made.make()).await?;
     Ok((hosts_file, termination_file))
 }

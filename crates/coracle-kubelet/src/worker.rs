@@ -1,10 +1,12 @@
 //! One worker per Pod UID: gathers inputs, asks the core, starts what it says, and looks again when told to.
 //!
 //! A turn never waits for long work: what takes long is an operation in flight whose end is an outcome. The worker
-//! holds no truth but the memory of past attempts ([`History`]) and the work in flight; everything else is looked
-//! up anew in each turn. A turn that panics is reported, and tried again after a pause.
+//! holds no truth but the memory of past attempts ([`History`]), of which [`record`] keeps what must outlive it, and the
+//! work in flight; everything else is looked up anew in each turn. A turn that panics is reported, and tried again after
+//! a pause.
 
 mod gather;
+pub(crate) mod record;
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -24,12 +26,14 @@ use crate::context::Context;
 use crate::execute;
 use crate::pod::history::{History, Outcome};
 use crate::pod::inputs::{Eviction, Lifecycle, Operation, OperationKey, PodInputs, Rejection};
+use crate::pod::memo::Memo;
 use crate::pod::reasons::PodEvent;
 use crate::pod::{self, PodAction, PodPlan, Publication};
 use crate::probe::Probers;
 use crate::spec::PodIdentity;
 use crate::volume::memory::Memory;
 use crate::volume::set_up;
+use record::Record;
 
 /// Outcomes that may wait for the worker: more than operations it can have in flight.
 const OUTCOMES: usize = 64;
@@ -85,6 +89,8 @@ pub(crate) struct Worker {
     volume_versions: BTreeMap<String, String>,
     /// The generation of the Pod whose references are followed.
     followed: Option<i64>,
+    /// What is on disk: the generation of the Pod, and what is remembered.
+    recorded: (Option<i64>, Memo),
     probers: Probers,
     wake: Arc<Notify>,
     outcomes: mpsc::Receiver<Done>,
@@ -133,21 +139,33 @@ impl Drop for Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(context: Arc<Context>, pod: Arc<Pod>, rejection: Option<Rejection>) -> Self {
+    /// A worker for `pod`. `record` is what an earlier node agent has left of it.
+    pub(crate) fn new(
+        context: Arc<Context>,
+        pod: Arc<Pod>,
+        rejection: Option<Rejection>,
+        record: Option<Record>,
+    ) -> Self {
         let identity = PodIdentity::of(&pod);
+        let recorded =
+            record.map_or_else(Default::default, |record| (record.pod.metadata.generation, record.memo));
+        let memo = &recorded.1;
+        let eviction = pod::eviction_under_way(&pod).or_else(|| memo.eviction());
+        let known = memo.restarting_all.clone().or_else(|| pod.status.clone());
         let (done, outcomes) = mpsc::channel(OUTCOMES);
         Worker {
             key: ObjectKey::namespaced(identity.namespace.clone(), identity.name.clone()),
             identity,
-            eviction: Arc::new(pod::eviction_under_way(&pod).map(OnceLock::from).unwrap_or_default()),
-            previous_status: pod.status.clone().unwrap_or_default(),
+            eviction: Arc::new(eviction.map(OnceLock::from).unwrap_or_default()),
+            previous_status: known.unwrap_or_default(),
             probers: Probers::new(context.clone(), pod.clone()),
             pod,
             context,
             object_gone: false,
             rejection,
-            lifecycle: Lifecycle::Syncing,
-            history: History::default(),
+            lifecycle: memo.lifecycle.clone(),
+            history: memo.history(),
+            recorded,
             operations: BTreeMap::new(),
             write: WriteState::default(),
             termination_messages: BTreeMap::new(),
@@ -167,7 +185,7 @@ impl Worker {
 
     /// Works until nothing of the Pod is left.
     pub(crate) async fn run(mut self) {
-        if let Some(rejection) = &self.rejection {
+        if let Some(rejection) = self.rejection.as_ref().filter(|_| self.recorded.1.rejection.is_none()) {
             let event = coracle_client::EventType::Warning;
             let involved = coracle_client::reference(&*self.pod);
             self.context.recorder.event(&involved, event, &rejection.reason, rejection.message.clone());
@@ -237,10 +255,14 @@ impl Worker {
             self.note(&plan);
             let mut again = self.lifecycle != plan.lifecycle && plan.lifecycle != Lifecycle::Gone;
             self.lifecycle = plan.lifecycle.clone();
+            self.history.retain(|id| inputs.containers.iter().any(|c| c.container.id == *id));
+            plan.actions.iter().for_each(|action| self.history.intend(action));
+            inputs.lifecycle = self.lifecycle.clone();
+            inputs.history = self.history.clone();
+            self.record(&inputs).await;
             for action in plan.actions {
                 again |= self.act(action, &inputs);
             }
-            inputs.lifecycle = self.lifecycle.clone();
             inputs.history = self.history.clone();
             inputs.operations = self.operations_in_flight();
             let wake_at = self.publish(&inputs, plan.wake_at);
@@ -250,6 +272,29 @@ impl Worker {
         }
         error!(pod = %self.key, "the plan of the pod does not settle");
         Ok(Some(self.context.clock.now() + PAUSE_MAX))
+    }
+
+    /// Brings the record on disk up to date before anything is done. Without it the Pod is still worked on.
+    async fn record(&mut self, inputs: &PodInputs) {
+        let ended = matches!(self.lifecycle, Lifecycle::Terminated { .. } | Lifecycle::Gone);
+        if ended && self.object_gone {
+            // What is on disk is about to go.
+            return;
+        }
+        let memo = Memo::of(inputs, &self.recorded.1);
+        let generation = self.pod.metadata.generation;
+        let known = self.recorded.1 == memo && (ended || self.recorded.0 == generation);
+        if known {
+            return;
+        }
+        let record = Record { pod: Pod::clone(&self.pod), memo };
+        let text = serde_json::to_vec(&record).expect("a Pod has string keys only");
+        let directory = self.context.config.pods_dir.join(&self.identity.uid);
+        let written = self.context.clock.blocking(move || record::write(&directory, &text)).await;
+        match written {
+            Ok(()) => self.recorded = (generation, record.memo),
+            Err(why) => warn!(pod = %self.key, error = %why, "cannot record what is done about the pod"),
+        }
     }
 
     fn note(&self, plan: &PodPlan) {
@@ -293,26 +338,21 @@ impl Worker {
                 self.spawn(OperationKey::PullImage(container), None, work);
             }
             PodAction::StartContainer(start) => {
-                let history = self.history.container(&start.container);
-                if let Some(backoff) = start.backoff {
-                    history.restart_backoff = Some((start.hash.clone(), backoff));
-                }
                 let pod_ips = execute::pod_ips(inputs);
                 let key = OperationKey::StartContainer(start.container.clone());
                 self.spawn(key, None, execute::start_container(context, pod, pod_ips, *start));
             }
-            PodAction::AnnounceStop { id, event } => {
-                context.report(&pod, &event);
-                self.history.announced_stops.insert(id);
+            PodAction::FinishStart { container, id } => {
+                let key = OperationKey::StartContainer(container.clone());
+                let pod_ips = execute::pod_ips(inputs);
+                self.spawn(key, None, execute::finish_start(context, pod, pod_ips, container, id));
             }
+            PodAction::AnnounceStop { event, .. } => context.report(&pod, &event),
             PodAction::PreStop { id, deadline, grace } => {
                 let work = execute::pre_stop(context, pod, id.clone(), grace);
                 self.spawn(OperationKey::PreStop(id), Some(deadline), work);
             }
-            PodAction::StopContainer { id, deadline, grace, pre_stop, restarts } => {
-                if let Some(container) = restarts {
-                    self.history.container(&container).must_restart.insert(id.clone());
-                }
+            PodAction::StopContainer { id, deadline, grace, pre_stop, .. } => {
                 let work = execute::stop_container(context, pod, id.clone(), grace, pre_stop);
                 self.spawn(OperationKey::StopContainer(id), Some(deadline), work);
             }
@@ -345,10 +385,7 @@ impl Worker {
                 }
                 return true;
             }
-            PodAction::Report(event) => {
-                self.history.network_reported |= event.reason == "NetworkNotReady";
-                context.report(&pod, &event);
-            }
+            PodAction::Report(event) => context.report(&pod, &event),
             PodAction::MountVolumes => {
                 let due = self.volumes.begin(&self.volume_versions, inputs.now);
                 let work = set_up::set_up(context, pod, self.volumes.shared.clone(), due);

@@ -7,6 +7,8 @@ mod lifecycle;
 mod probing;
 #[path = "pods/rules.rs"]
 mod rules;
+#[path = "pods/telling.rs"]
+mod telling;
 #[path = "pods/volumes.rs"]
 mod volumes;
 

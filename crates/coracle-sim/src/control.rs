@@ -171,6 +171,7 @@ impl Components {
                 cluster_cidr: "10.128.0.0/9".parse().expect("a range of addresses"),
                 node_prefix: 24,
                 root_ca: "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_owned(),
+                ended_pods_max: Some(coracle_controllers::pod_gc::ENDED_MAX),
             };
             let wire = wire.clone();
             let client = move |identity: Identity| {

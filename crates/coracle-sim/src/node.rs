@@ -134,6 +134,7 @@ impl SimNode {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             restart_backoff_max: jiff::SignedDuration::from_secs(300),
+            max_parallel_image_pulls: 1,
         }
     }
 

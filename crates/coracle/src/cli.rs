@@ -128,6 +128,10 @@ pub(crate) struct Server {
     /// until others are given.
     #[arg(long, value_name = "NAME", value_parser = name_or_address)]
     pub(crate) tls_san: Vec<String>,
+    /// How many Pods that have ended may stay before the oldest are removed; 0 or less lets all of them. Remembered.
+    /// [default: 12500]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    pub(crate) terminated_pod_gc_threshold: Option<i32>,
     #[command(flatten)]
     pub(crate) store: StoreOptions,
     #[command(flatten)]
@@ -168,6 +172,9 @@ pub(crate) struct MachineOptions {
     /// remembered. Less than 10s is also the first wait. [default: 5m]
     #[arg(long, value_name = "TIME", value_parser = restart_period)]
     pub(crate) max_container_restart_period: Option<jiff::SignedDuration>,
+    /// How many images this node fetches at a time; remembered. [default: 1]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) max_parallel_image_pulls: Option<u16>,
 }
 
 #[derive(Debug, Clone, Args)]

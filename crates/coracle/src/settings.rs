@@ -48,6 +48,12 @@ pub(crate) struct Settings {
     /// The longest wait before a container is restarted, if somebody said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) max_restart_seconds: Option<i64>,
+    /// How many images the node fetches at a time, if somebody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) max_pulls: Option<u16>,
+    /// How many Pods that have ended may stay, if somebody said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) terminated_pods_max: Option<i32>,
 }
 
 /// What [`Settings::format`] is now. It rises when an older coracle could not go on with what a newer one left.
@@ -59,6 +65,13 @@ fn first_format() -> u32 {
 }
 
 impl Settings {
+    /// How many Pods that have ended may stay; `None` is any number.
+    pub(crate) fn ended_pods_max(&self) -> Option<usize> {
+        let all = coracle_controllers::pod_gc::ENDED_MAX;
+        let max = self.terminated_pods_max.map_or(all, |max| usize::try_from(max).unwrap_or(0));
+        (max > 0).then_some(max)
+    }
+
     /// Reads settings that a coracle of this version, or an older one, wrote to `path`.
     pub(crate) fn read(path: &Path, bytes: &[u8]) -> anyhow::Result<Self> {
         #[derive(Deserialize)]
@@ -106,6 +119,8 @@ pub(crate) struct Wishes {
     /// Takes the place of what was given before, if it holds any.
     pub(crate) tls_san: Vec<String>,
     pub(crate) max_restart_seconds: Option<i64>,
+    pub(crate) max_pulls: Option<u16>,
+    pub(crate) terminated_pods_max: Option<i32>,
 }
 
 impl Wishes {
@@ -116,6 +131,7 @@ impl Wishes {
             service_cidr: options.service_cidr.clone(),
             store: StoreWish::of(&options.store)?,
             tls_san: options.tls_san.clone(),
+            terminated_pods_max: options.terminated_pod_gc_threshold,
             ..Wishes::of_machine(&options.machine)
         })
     }
@@ -125,6 +141,7 @@ impl Wishes {
             node_name: machine.node_name.clone(),
             address: machine.address,
             max_restart_seconds: machine.max_container_restart_period.map(|period| period.as_secs()),
+            max_pulls: machine.max_parallel_image_pulls,
             ..Wishes::default()
         }
     }
@@ -139,6 +156,8 @@ impl Wishes {
             settings.tls_san.clone_from(&self.tls_san);
         }
         settings.max_restart_seconds = self.max_restart_seconds.or(settings.max_restart_seconds);
+        settings.max_pulls = self.max_pulls.or(settings.max_pulls);
+        settings.terminated_pods_max = self.terminated_pods_max.or(settings.terminated_pods_max);
         self.correct_store(settings);
         *settings != before
     }
@@ -272,6 +291,8 @@ pub(crate) fn choose(
         address: None,
         tls_san: Vec::new(),
         max_restart_seconds: None,
+        max_pulls: None,
+        terminated_pods_max: None,
     };
     wishes.amend(&mut settings);
     Ok(settings)
@@ -382,6 +403,18 @@ mod tests {
         assert!(Wishes { max_restart_seconds: Some(5), ..Wishes::default() }.amend(&mut settings));
         assert!(!Wishes::default().amend(&mut settings));
         assert_eq!(settings.max_restart_seconds, Some(5));
+    }
+
+    #[test]
+    fn any_number_of_ended_pods_may_stay_if_the_threshold_is_none() {
+        let mut settings = choose(&[], &Wishes::default(), &machine()).unwrap();
+        assert_eq!(settings.ended_pods_max(), Some(12_500));
+        for (threshold, max) in [(7, Some(7)), (0, None), (-1, None)] {
+            assert!(
+                Wishes { terminated_pods_max: Some(threshold), ..Wishes::default() }.amend(&mut settings)
+            );
+            assert_eq!(settings.ended_pods_max(), max, "{threshold}");
+        }
     }
 
     #[test]

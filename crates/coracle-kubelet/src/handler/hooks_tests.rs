@@ -6,10 +6,11 @@ use async_trait::async_trait;
 use coracle_clock::Clock;
 use coracle_cri::ContainerId;
 use coracle_cri::probe::{GrpcHealth, HttpAnswer, HttpGet, ProbeNetwork, TcpConnect};
-use coracle_cri::scripted::ScriptedRuntime;
-use k8s_openapi::api::core::v1::Container;
+use coracle_cri::scripted::{ScriptedRuntime, Trouble};
+use k8s_openapi::api::core::v1::{Container, Probe};
 use serde_json::{Value, json};
 
+use super::super::Answer;
 use super::*;
 
 /// Speaks plain HTTP alone, and answers this.
@@ -113,4 +114,24 @@ async fn a_sleep_lasts_as_long_as_it_says_even_no_time() {
         let (done, ..) = hook(json!({"sleep": {"seconds": seconds}}), Err(())).await;
         assert_eq!(done, Ok(()));
     }
+}
+
+/// Each try takes a second: so many seconds, so many tries.
+#[tokio::test(start_paused = true)]
+async fn what_goes_wrong_in_the_asking_is_tried_three_times_in_a_round() {
+    let clock = Clock::starting_at("2030-01-01T00:00:00Z".parse().unwrap());
+    let runtime = ScriptedRuntime::new(clock.clone());
+    let why = coracle_cri::CriError::Internal("no runtime".to_owned());
+    let calls = vec!["exec".to_owned()];
+    let slow = Duration::from_secs(1);
+    runtime.set_trouble(Trouble { calls, slow, fails: Some(why), ..Trouble::default() });
+    let network = Arc::new(Plain { answer: Ok(200), asked: Mutex::default() });
+    let handlers = Handlers { runtime: Arc::new(runtime), network, clock: clock.clone() };
+    let probe: Probe =
+        serde_json::from_value(json!({"exec": {"command": ["true"]}, "timeoutSeconds": 10})).unwrap();
+    let (container, id) = (Container::default(), ContainerId("id".to_owned()));
+    let subject = Subject { container: &container, id: &id, pod_ip: "10.0.0.5" };
+    let answer = handlers.probe(&probe, subject).await;
+    assert!(matches!(&answer, Answer::Error { text, .. } if text.contains("no runtime")), "{answer:?}");
+    assert_eq!(clock.elapsed(), Duration::from_secs(3));
 }

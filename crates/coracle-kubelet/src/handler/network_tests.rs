@@ -481,3 +481,27 @@ async fn a_grpc_answer_without_end_is_cut() {
     let text = health(flood.await, 10 * SECOND).await.unwrap_err();
     assert!(text.contains("code = ResourceExhausted"), "{text}");
 }
+
+/// A socket that listens and takes nobody: once its queue is full, further requests to connect are not answered.
+#[tokio::test]
+async fn an_address_that_swallows_connections_times_out() {
+    use std::os::fd::AsFd as _;
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(socket.as_fd(), &SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    rustix::net::listen(socket.as_fd(), 0).unwrap();
+    let address: SocketAddr = rustix::net::getsockname(socket.as_fd()).unwrap().try_into().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(Ok(stream)) = tokio::time::timeout(SECOND / 4, TcpStream::connect(address)).await {
+        waiting.push(stream);
+        assert!(waiting.len() < 100, "the queue is never full");
+    }
+    let request = TcpConnect {
+        container: ContainerId("c".to_owned()),
+        host: address.ip().to_string(),
+        port: address.port(),
+        timeout: SECOND / 4,
+    };
+    let expected = format!("dial tcp {address}: i/o timeout");
+    assert_eq!(network().tcp_connect(&request).await, Err(expected));
+}

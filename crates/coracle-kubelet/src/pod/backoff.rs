@@ -1,6 +1,7 @@
 //! Back-off of restarts and pulls: 10 s, doubling, at most 300 s, forgotten after 600 s of quiet.
 
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
 /// The first delay.
 pub const INITIAL: SignedDuration = SignedDuration::from_secs(10);
@@ -10,7 +11,7 @@ pub const MAX: SignedDuration = SignedDuration::from_secs(300);
 pub const RESET: SignedDuration = SignedDuration::from_secs(600);
 
 /// A delay, and when it was last changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backoff {
     /// The delay that holds.
     pub delay: SignedDuration,

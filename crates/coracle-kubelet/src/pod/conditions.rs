@@ -8,7 +8,7 @@ use super::initialization;
 use super::inputs::{Eviction, Lifecycle, PodInputs, has_run, statuses};
 use super::phase::Phase;
 use super::reasons::{
-    ALL_CONTAINERS_RESTARTING, DISRUPTION_TARGET, PREEMPTING, PREEMPTING_MESSAGE, TERMINATION_BY_KUBELET,
+    ALL_CONTAINERS_RESTARTING, DISRUPTION_TARGET, PREEMPTING_MESSAGE, TERMINATION_BY_KUBELET,
 };
 
 const OWNED: [&str; 6] = [
@@ -85,7 +85,7 @@ pub fn eviction_under_way(pod: &Pod) -> Option<Eviction> {
     let preempted = condition.status == "True"
         && condition.reason.as_deref() == Some(TERMINATION_BY_KUBELET)
         && condition.message.as_deref() == Some(PREEMPTING_MESSAGE);
-    preempted.then(|| Eviction { reason: PREEMPTING, message: PREEMPTING_MESSAGE.to_owned() })
+    preempted.then(Eviction::preemption)
 }
 
 /// Written when the node ends the Pod; once it is there it stays as it is.

@@ -1,13 +1,15 @@
 //! What past attempts left behind: back-offs and the last failure of each container.
 //!
-//! What can be derived from the runtime or from the published status is not kept here. The restart back-off can:
-//! each container carries the one it was made with as an annotation.
+//! What can be derived from the runtime or from the published status is not kept here. What cannot, and would change
+//! what is done, outlives the node agent in the Pod's record on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use coracle_cri::{ContainerId, PodSandboxId};
 use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
 
+use super::PodAction;
 use super::backoff::{self, Backoff};
 use super::reasons;
 use super::volumes::VolumesRound;
@@ -15,6 +17,8 @@ use super::volumes::VolumesRound;
 /// Pause before what failed for no back-off of its own is tried again.
 pub(crate) const RETRY: SignedDuration = SignedDuration::from_secs(10);
 const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(1);
+const TOLD_ONCE: [&str; 3] =
+    [reasons::NETWORK_NOT_READY, reasons::EXCEEDED_GRACE_PERIOD, reasons::HOST_IPS_FAMILY_MISMATCH];
 
 /// The memory of one Pod's attempts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -33,8 +37,9 @@ pub struct History {
     pub announced_stops: BTreeSet<ContainerId>,
     /// Instances whose preStop hook has run before their turn to be stopped.
     pub pre_stopped: BTreeSet<ContainerId>,
-    /// The user has been told that the network is not ready.
-    pub network_reported: bool,
+    /// Reasons of events that are told once: of a network that is not ready, a runtime that overruns, a node whose
+    /// addresses are of another kind than before.
+    pub told: BTreeSet<&'static str>,
     /// The API server has taken the final delete.
     pub delete_sent: bool,
     /// The Pod's directories are gone.
@@ -42,7 +47,7 @@ pub struct History {
 }
 
 /// The memory of one container's attempts.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ContainerHistory {
     /// Why the last start did not happen.
     pub failure: Option<StartFailure>,
@@ -54,12 +59,14 @@ pub struct ContainerHistory {
     pub restart_backoff: Option<(String, Backoff)>,
     /// The exited instance whose delayed restart the user has been told of.
     pub announced: Option<ContainerId>,
-    /// Instances stopped in order to be started again, however they end.
-    pub must_restart: BTreeSet<ContainerId>,
+    /// Instances stopped in order to be started again, however they end, and when they are killed.
+    pub must_restart: BTreeMap<ContainerId, Timestamp>,
+    /// The restart count of the instance whose postStart hook has not ended, if a start has one.
+    pub post_start: Option<u32>,
 }
 
 /// A start that did not happen.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StartFailure {
     /// The waiting reason that tells of it.
     pub reason: String,
@@ -189,6 +196,7 @@ impl History {
             }
             Outcome::Started { container } => {
                 let history = self.container(container);
+                history.post_start = None;
                 history.failure = None;
                 history.pulled = None;
             }
@@ -211,9 +219,46 @@ impl History {
         self.containers.entry(name.to_owned()).or_default()
     }
 
+    /// Takes note of what is about to be done, before it is: a node agent that starts anew goes on from there.
+    pub fn intend(&mut self, action: &PodAction) {
+        match action {
+            PodAction::StartContainer(start) => {
+                let history = self.container(&start.container);
+                history.post_start = start.post_start.then_some(start.attempt);
+                if let Some(backoff) = start.backoff {
+                    history.restart_backoff = Some((start.hash.clone(), backoff));
+                }
+            }
+            PodAction::AnnounceStop { id, .. } => {
+                self.announced_stops.insert(id.clone());
+            }
+            PodAction::Report(event) if TOLD_ONCE.contains(&event.reason) => {
+                self.told.insert(event.reason);
+            }
+            PodAction::StopContainer { id, deadline, restarts: Some(container), .. } => {
+                self.container(container).must_restart.insert(id.clone(), *deadline);
+            }
+            _ => {}
+        }
+    }
+
+    /// Forgets instances that the runtime has forgotten.
+    pub fn retain(&mut self, known: impl Fn(&ContainerId) -> bool) {
+        self.announced_stops.retain(&known);
+        self.pre_stopped.retain(&known);
+        for container in self.containers.values_mut() {
+            container.must_restart.retain(|id, _| known(id));
+        }
+    }
+
+    /// When the instance is killed that was stopped in order to be started again.
+    pub(crate) fn restart_by(&self, container: &str, id: &ContainerId) -> Option<Timestamp> {
+        self.containers.get(container)?.must_restart.get(id).copied()
+    }
+
     /// The instance was stopped in order to be started again.
     pub(crate) fn must_restart(&self, container: &str, id: &ContainerId) -> bool {
-        self.containers.get(container).is_some_and(|h| h.must_restart.contains(id))
+        self.restart_by(container, id).is_some()
     }
 }
 
@@ -234,6 +279,7 @@ impl ContainerHistory {
             self.pull_backoff = Some((image.to_owned(), backoff));
         }
         self.pulled = None;
+        self.post_start = None;
         self.failure = Some(failure);
     }
 }

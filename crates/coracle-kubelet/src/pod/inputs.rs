@@ -7,6 +7,7 @@ use std::sync::Arc;
 use coracle_cri::{self as cri, ContainerId, ContainerState, PodSandboxId, PodSandboxState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{self as api, Pod, PodSpec, PodStatus};
+use serde::{Deserialize, Serialize};
 
 use super::containers::{Kind, Member};
 use super::history::History;
@@ -68,7 +69,7 @@ pub struct NodeFacts {
 }
 
 /// Where a Pod is on its way. Only goes forward.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Lifecycle {
     /// Its containers are brought to, and kept in, the state that the spec asks for.
     #[default]
@@ -92,7 +93,7 @@ pub enum Lifecycle {
 }
 
 /// Why a Pod ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TerminationCause {
     /// Its containers are done and none will be restarted.
     Completed,
@@ -117,8 +118,16 @@ pub struct Eviction {
     pub message: String,
 }
 
+impl Eviction {
+    /// It ends so that a critical Pod finds room.
+    #[must_use]
+    pub fn preemption() -> Eviction {
+        Eviction { reason: reasons::PREEMPTING, message: reasons::PREEMPTING_MESSAGE.to_owned() }
+    }
+}
+
 /// Why the node refuses a Pod: `status.reason`, and the text of the event.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejection {
     /// For example `OutOfcpu`.
     pub reason: String,
@@ -248,9 +257,21 @@ impl PodInputs {
         self.newest(name).filter(|c| c.container.sandbox == *sandbox)
     }
 
-    /// A start of this container is in flight.
+    /// A start of this container is in flight, or was when the node agent ended and has to go on.
     pub(crate) fn is_starting(&self, name: &str) -> bool {
+        self.start_in_flight(name) || self.unfinished_start(name).is_some()
+    }
+
+    /// A start of this container is in flight.
+    pub(crate) fn start_in_flight(&self, name: &str) -> bool {
         self.operations.contains_key(&OperationKey::StartContainer(name.to_owned()))
+    }
+
+    /// The running instance whose postStart hook has not ended.
+    pub(crate) fn unfinished_start(&self, name: &str) -> Option<&ContainerId> {
+        let attempt = self.history.containers.get(name)?.post_start?;
+        let newest = &self.newest_here(name)?.container;
+        (newest.attempt == attempt && newest.state == ContainerState::Running).then_some(&newest.id)
     }
 
     /// The container's status as computed last.

@@ -12,6 +12,7 @@ pub mod history;
 pub mod image_name;
 mod initialization;
 pub mod inputs;
+pub mod memo;
 pub mod phase;
 mod plan;
 mod publish;

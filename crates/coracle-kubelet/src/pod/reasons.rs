@@ -28,6 +28,12 @@ pub const CREATE_CONTAINER_ERROR: &str = "CreateContainerError";
 pub const RUN_CONTAINER_ERROR: &str = "RunContainerError";
 /// The hook after the start failed.
 pub const POST_START_HOOK_ERROR: &str = "PostStartHookError";
+/// Event: Pods cannot be connected to the network.
+pub const NETWORK_NOT_READY: &str = "NetworkNotReady";
+/// Event: the runtime has not killed in time.
+pub const EXCEEDED_GRACE_PERIOD: &str = "ExceededGracePeriod";
+/// Event: the node's address is of another family than before.
+pub const HOST_IPS_FAMILY_MISMATCH: &str = "HostIPsIPFamilyMismatch";
 /// Exit code 0.
 pub const COMPLETED: &str = "Completed";
 /// Any other exit code.

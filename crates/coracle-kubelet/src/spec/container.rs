@@ -218,6 +218,7 @@ mod tests {
             hash: "h".into(),
             event: None,
             target: None,
+            post_start: false,
         };
         let context = ContainerContext {
             envs: &[EnvVar { key: "A".into(), value: "1".into() }],

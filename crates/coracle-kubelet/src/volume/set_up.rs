@@ -18,6 +18,7 @@ use super::token::Tokens;
 use super::write::{Writing, write};
 use super::{NOTES, host_path, is_live, kind, owner, place, used};
 use crate::context::Context;
+use crate::execute;
 use crate::objects::{Objects, Referable, version_of};
 use crate::pod::containers;
 use crate::pod::history::Outcome;
@@ -179,6 +180,13 @@ pub(crate) async fn set_up(
     };
     let sources = gather(&context, &pod, &volumes, &shared).await;
     let mut round = VolumesRound::default();
+    if let Err(why) = execute::make_pod_directory(&context, &pod).await {
+        context.report(&pod, &PodEvent::pod_warning("Failed", why.clone()));
+        let each =
+            |volume: &Volume| (volume.name.clone(), (version_found(&pod, volume, &sources), why.clone()));
+        round.failed = volumes.iter().map(each).collect();
+        return Outcome::VolumesSetUp(Box::new(round));
+    }
     let mut work = Vec::new();
     for volume in &volumes {
         let version = version_found(&pod, volume, &sources);

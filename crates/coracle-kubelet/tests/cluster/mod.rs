@@ -42,6 +42,11 @@ pub(crate) struct Cluster {
     pub(crate) asked: Asked,
     /// Upper bound of the restart back-off, in seconds.
     pub(crate) restart_backoff_max: i64,
+    /// How many images are fetched at a time.
+    pub(crate) max_parallel_image_pulls: usize,
+    /// What names the boot of the machine.
+    pub(crate) boot_id: String,
+    pub(crate) node_ip: std::net::IpAddr,
     pub(crate) events: Informer<Event>,
     pub(crate) nodes: Informer<Node>,
     seen: Arc<Mutex<Vec<Seen>>>,
@@ -129,6 +134,9 @@ impl Cluster {
             nodes: Informer::start(admin.clone(), ListOptions::default(), clock.clone(), Rng::seeded(6)),
             asked: Asked::new(runtime.clone(), clock.clone()),
             restart_backoff_max: 300,
+            max_parallel_image_pulls: 1,
+            boot_id: "boot-1".to_owned(),
+            node_ip: [192, 0, 2, 10].into(),
             runtime,
             admin,
             clock,
@@ -149,13 +157,14 @@ impl Cluster {
         let config = KubeletConfig {
             node_name: NODE.to_owned(),
             hostname: NODE.to_owned(),
-            node_ips: vec!["192.0.2.10".parse().unwrap()],
+            node_ips: vec![self.node_ip],
             node_labels: Default::default(),
             machine: Machine {
                 cpus: 4,
                 memory_bytes: 8 << 30,
                 storage_bytes: 100 << 30,
                 architecture: "amd64".to_owned(),
+                boot_id: self.boot_id.clone(),
                 ..Machine::default()
             },
             max_pods: 110,
@@ -170,6 +179,7 @@ impl Cluster {
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             restart_backoff_max: jiff::SignedDuration::from_secs(self.restart_backoff_max),
+            max_parallel_image_pulls: self.max_parallel_image_pulls,
         };
         let client = in_process(self.statuses.between(self.server.in_process(UserInfo::node(NODE))));
         let runtime = Arc::new(self.runtime.clone());
@@ -230,17 +240,21 @@ impl Cluster {
         pod
     }
 
-    /// The same with the priority of a critical Pod, which nobody may ask for by number: it is written into the store.
-    pub(crate) async fn run_critical(&self, name: &str, spec: Value) {
-        self.make(name, spec).await;
-        let key = Bytes::from(format!("/registry/pods/default/{name}"));
+    /// The same with a class that makes it critical.
+    pub(crate) async fn run_critical(&self, name: &str, mut spec: Value) {
+        spec["priorityClassName"] = json!("system-cluster-critical");
+        self.run(name, spec).await;
+    }
+
+    /// Changes a stored object past the API server.
+    pub(crate) async fn rewrite(&self, key: &str, from: &str, to: &str) {
+        let key = Bytes::from(key.to_owned());
         let made = self.store.get(&key).await.unwrap().0.unwrap();
         let text = std::str::from_utf8(&made.value).unwrap();
-        let value = text.replace("\"priority\":0", "\"priority\":2000000000");
+        let value = text.replace(from, to);
         assert_ne!(value, text);
         let put = Op::Put { key, value: value.into() };
         self.store.txn(Txn { compares: Vec::new(), ops: vec![put] }).await.unwrap();
-        self.bind(name).await;
     }
 
     async fn make(&self, name: &str, spec: Value) -> Pod {

@@ -1,6 +1,8 @@
 //! Init containers, sidecars, rules of restart, order at the end, deadlines, gates and preemption, as a user sees them:
 //! the node agent against the real API server and store, with a scripted runtime, on virtual time.
 
+mod records;
+
 use std::time::Duration;
 
 use crate::cluster::Cluster;

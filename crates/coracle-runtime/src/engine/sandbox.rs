@@ -196,7 +196,8 @@ impl Inner {
         std::fs::create_dir(&shm).map_err(failed("make", &shm))?;
         std::fs::set_permissions(&shm, Permissions::from_mode(0o1777)).map_err(failed("make", &shm))?;
         let cgroup = self.cgroups.path(&record.cgroup).map_err(internal)?;
-        self.cgroups.create(&cgroup, &config.resources).map_err(internal)?;
+        let made = self.cgroups.create(&cgroup, &config.resources);
+        made.map_err(|why| CriError::Cgroup(why.to_string()))?;
 
         let keepers = self.cgroups.path(Path::new(KEEPERS_CGROUP)).map_err(internal)?;
         let setup = SandboxSetup {

@@ -60,7 +60,8 @@ fn arguments(options: &Server) -> Vec<OsString> {
 }
 
 pub(super) fn machine_arguments(machine: &MachineOptions) -> Vec<OsString> {
-    let MachineOptions { node_name, address, max_container_restart_period } = machine;
+    let MachineOptions { node_name, address, max_container_restart_period, max_parallel_image_pulls } =
+        machine;
     let mut arguments = Vec::new();
     if let Some(name) = node_name {
         arguments.extend(["--node-name".into(), name.into()]);
@@ -71,6 +72,9 @@ pub(super) fn machine_arguments(machine: &MachineOptions) -> Vec<OsString> {
     if let Some(period) = max_container_restart_period {
         let seconds = format!("{}s", period.as_secs());
         arguments.extend(["--max-container-restart-period".into(), seconds.into()]);
+    }
+    if let Some(pulls) = max_parallel_image_pulls {
+        arguments.extend(["--max-parallel-image-pulls".into(), pulls.to_string().into()]);
     }
     arguments
 }

@@ -83,6 +83,7 @@ pub(super) async fn run(
             cluster_cidr: settings.pod_cidr.parse().context("the Pod network's range")?,
             node_prefix: NODE_PREFIX,
             root_ca: identities.authority.certificate_pem().to_owned(),
+            ended_pods_max: settings.ended_pods_max(),
         };
         let inputs = informers.clone();
         let server = Arc::clone(&server);

@@ -105,6 +105,7 @@ pub(super) async fn start(
         restart_backoff_max: settings
             .max_restart_seconds
             .map_or(coracle_kubelet::pod::backoff::MAX, jiff::SignedDuration::from_secs),
+        max_parallel_image_pulls: usize::from(settings.max_pulls.unwrap_or(1)),
     };
     let mut kubelet =
         Kubelet::new(config, membership.client, runtime, images, clock.clone(), rng.fork("kubelet"));

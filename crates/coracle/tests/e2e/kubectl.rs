@@ -70,6 +70,12 @@ fn pods_from_apply_to_delete() {
         run(&["patch", "pod", name, "--type", "json", "-p", patch], "");
         assert_eq!(run(&["get", "pods", "-l", "tier=app", "-o", "name"], ""), format!("{pod}\n"));
 
+        // It does not listen to the signal: there is time to look.
+        run(&["delete", "pod", name, "--wait=false", "--grace-period=20"], "");
+        let described = run(&["describe", "pod", name], "");
+        let grace = described.lines().find(|line| line.starts_with("Termination Grace Period:"));
+        assert!(described.contains("Terminating (lasts "), "{described}");
+        assert!(grace.is_some_and(|line| line.ends_with(" 20s")), "{described}");
         run(&["delete", "pod", name, "--now"], "");
         let gone = cluster.kubectl_fails(&["get", "pod", name], "");
         assert_eq!(gone, format!("Error from server (NotFound): pods \"{name}\" not found\n"));
@@ -95,7 +101,7 @@ fn other_kinds_and_their_verbs() {
         cluster.wait("its CA", &["configmaps", "-n", name], |map| {
             map["metadata"]["name"] == "kube-root-ca.crt" && map["data"]["ca.crt"].is_string()
         });
-        for kinds in ["nodes", "ns", "cm", "secrets", "svc", "sa", "leases"] {
+        for kinds in ["nodes", "ns", "cm", "secrets", "svc", "sa", "leases", "pc"] {
             let table = run(&["get", kinds, "-A"]);
             assert!(table.lines().count() > 1, "{kinds}: {table}");
         }

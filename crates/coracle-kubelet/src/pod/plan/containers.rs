@@ -1,10 +1,11 @@
 //! The containers of a Pod that is kept: which of them is started, stopped, or waited for.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use coracle_clock::later;
 use coracle_cri::{ContainerState, ContainerStatus, PodSandboxId};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 
 use super::lifecycle::{active_deadline, is_alive};
@@ -26,6 +27,7 @@ pub(super) fn plan_syncing(i: &PodInputs, plan: &mut PodPlan) {
     if let Some(at) = active_deadline(i) {
         plan.wake(at);
     }
+    plan.actions.extend(other_family(i).map(PodAction::Report));
     if plan_restart_all(i, plan) {
         return;
     }
@@ -46,6 +48,21 @@ pub(super) fn plan_syncing(i: &PodInputs, plan: &mut PodPlan) {
     if plan.waiting_on.is_empty() {
         plan.wait(WaitingOn::StatusPublished);
     }
+}
+
+/// The node has an address of another family than the one that the Pod was shown with.
+fn other_family(i: &PodInputs) -> Option<PodEvent> {
+    let (was, is) = (i.published.host_ip.as_ref()?, i.node.host_ips.first()?);
+    let family = |ip: IpAddr| if ip.is_ipv4() { 4 } else { 6 };
+    let (old, new) = (family(was.parse().ok()?), family(*is));
+    if old == new || i.history.told.contains(reasons::HOST_IPS_FAMILY_MISMATCH) {
+        return None;
+    }
+    let text = format!(
+        "Kubelet detected an IPv{old} node IP ({was}), but the cloud provider selected an IPv{new} node IP ({is}); pass an \
+         explicit `--node-ip` to kubelet to fix this."
+    );
+    Some(PodEvent::pod_warning(reasons::HOST_IPS_FAMILY_MISMATCH, text))
 }
 
 #[derive(PartialEq, Eq)]
@@ -142,6 +159,8 @@ fn restart_is_held_back(
 struct Kill {
     message: String,
     grace_seconds: Option<i64>,
+    /// By when, if that has been decided before.
+    until: Option<Timestamp>,
     restarts: bool,
 }
 
@@ -152,8 +171,13 @@ fn plan_running(i: &PodInputs, member: &Member<'_>, newest: &ContainerStatus, pl
         plan.wait(WaitingOn::ContainerStop { id, deadline: stop.deadline.unwrap_or(i.now) });
         return;
     }
-    if i.is_starting(&name) {
+    if i.start_in_flight(&name) {
         // Its start is not over before its hook is.
+        return;
+    }
+    if let Some(id) = i.unfinished_start(&name).cloned() {
+        plan.wait(WaitingOn::ContainerStart { container: name.clone() });
+        plan.actions.push(PodAction::FinishStart { container: name, id });
         return;
     }
     let Some(kill) = reason_to_kill(i, member, newest) else {
@@ -168,9 +192,9 @@ fn plan_running(i: &PodInputs, member: &Member<'_>, newest: &ContainerStatus, pl
         return;
     }
     let seconds = kill.grace_seconds.or(i.spec().termination_grace_period_seconds).unwrap_or(30).max(0);
-    let left = SignedDuration::from_secs(seconds);
-    let pre_stop = has_pre_stop(&member.container) && left.is_positive();
-    let (grace, deadline): (Duration, _) = stop_grace(i, later(i.now, left), pre_stop);
+    let until = kill.until.unwrap_or_else(|| later(i.now, SignedDuration::from_secs(seconds)));
+    let pre_stop = has_pre_stop(&member.container) && until > i.now;
+    let (grace, deadline): (Duration, _) = stop_grace(i, until, pre_stop);
     plan.wait(WaitingOn::ContainerStop { id: id.clone(), deadline });
     if !i.history.announced_stops.contains(&id) {
         let event = PodEvent::normal(&name, "Killing", kill.message);
@@ -184,9 +208,14 @@ fn reason_to_kill(i: &PodInputs, member: &Member<'_>, newest: &ContainerStatus) 
     let name = member.name();
     let init = matches!(member.kind, Kind::Init | Kind::Sidecar);
     let subject = if init { "Init container" } else { "Container" };
+    if let Some(until) = i.history.restart_by(name, &newest.container.id) {
+        // Its stop has begun and did not come to an end: it failed, or the node agent ended.
+        let message = format!("Stopping container {name}");
+        return Some(Kill { message, grace_seconds: None, until: Some(until), restarts: true });
+    }
     if newest.container.state == ContainerState::Unknown && member.kind != Kind::Ephemeral {
         let message = format!("{subject} is in \"unknown\" state, try killing it before restart");
-        return Some(Kill { message, grace_seconds: None, restarts: member.kind != Kind::Init });
+        return Some(Kill { message, grace_seconds: None, until: None, restarts: member.kind != Kind::Init });
     }
     if !matches!(member.kind, Kind::Sidecar | Kind::Regular) {
         return None;
@@ -194,7 +223,8 @@ fn reason_to_kill(i: &PodInputs, member: &Member<'_>, newest: &ContainerStatus) 
     let kill = |what: &str, grace_seconds, restarts| {
         // Only of regular containers upstream says that they come back.
         let ending = if restarts && !init { ", will be restarted" } else { "" };
-        Kill { message: format!("{subject} {name} {what}{ending}"), grace_seconds, restarts }
+        let message = format!("{subject} {name} {what}{ending}");
+        Kill { message, grace_seconds, until: None, restarts }
     };
     let made_with = newest.container.annotations.get(ANNOTATION_HASH);
     if made_with.is_some_and(|hash| *hash != definition_hash(&member.container)) {

@@ -61,6 +61,13 @@ pub enum PodAction {
     },
     /// Create and start a container.
     StartContainer(Box<StartContainer>),
+    /// Run the postStart hook of a container that an earlier node agent has started.
+    FinishStart {
+        /// Which container.
+        container: String,
+        /// Its instance.
+        id: ContainerId,
+    },
     /// Tell the user that a container is being stopped.
     AnnounceStop {
         /// Which instance.
@@ -150,6 +157,8 @@ pub struct StartContainer {
     pub event: Option<PodEvent>,
     /// The instance whose processes it is to see.
     pub target: Option<ContainerId>,
+    /// The start is not over before a hook is.
+    pub post_start: bool,
 }
 
 /// Why nothing more happens right now.

@@ -2,7 +2,7 @@
 
 use super::{PodAction, PodPlan, WaitingOn, terminating::teardown_waits};
 use crate::pod::inputs::{OperationKey, PodInputs};
-use crate::pod::reasons::PodEvent;
+use crate::pod::reasons::{self, PodEvent};
 
 pub(super) fn plan_sandbox(i: &PodInputs, plan: &mut PodPlan) {
     if i.operations.contains_key(&OperationKey::CreateSandbox) {
@@ -28,9 +28,9 @@ pub(super) fn plan_sandbox(i: &PodInputs, plan: &mut PodPlan) {
         && !i.host_network()
     {
         plan.wait(WaitingOn::NetworkReady(why.clone()));
-        if !i.history.network_reported {
+        if !i.history.told.contains(reasons::NETWORK_NOT_READY) {
             let text = format!("network is not ready: {why}");
-            plan.actions.push(PodAction::Report(PodEvent::pod_warning("NetworkNotReady", text)));
+            plan.actions.push(PodAction::Report(PodEvent::pod_warning(reasons::NETWORK_NOT_READY, text)));
         }
         return;
     }

@@ -183,6 +183,7 @@ pub(super) fn plan_start(
         hash: frame.hash,
         event,
         target,
+        post_start: container.lifecycle.as_ref().is_some_and(|lifecycle| lifecycle.post_start.is_some()),
     })));
     Turn::Busy
 }

@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use coracle_clock::later;
 use coracle_cri::{ContainerState, ContainerStatus, PodSandboxState};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Container;
 
 use super::lifecycle::is_alive;
 use super::{MINIMUM_GRACE, PodAction, PodPlan, WaitingOn};
 use crate::pod::containers::{self, Kind, Member};
-use crate::pod::inputs::{OperationKey, PodInputs};
-use crate::pod::reasons::PodEvent;
+use crate::pod::inputs::{Lifecycle, OperationKey, PodInputs};
+use crate::pod::reasons::{self, PodEvent};
+
+/// The least time before it is said that a Pod should have been killed by now.
+const OVERRUN_MIN: SignedDuration = SignedDuration::from_secs(10);
 
 pub(super) fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut PodPlan) {
     for key in i.operations.keys() {
@@ -35,6 +38,7 @@ pub(super) fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut Po
         plan_stop(i, instance, deadline, plan);
     }
     if alive {
+        tell_of_overrun(i, deadline, plan);
         return;
     }
     for sandbox in &i.sandboxes {
@@ -48,6 +52,22 @@ pub(super) fn plan_terminating(i: &PodInputs, deadline: Timestamp, plan: &mut Po
         }
         plan.actions.push(PodAction::StopSandbox(id));
     }
+}
+
+/// A runtime that has not killed what it was to kill is told of, once: half the grace later, and not in the first seconds.
+fn tell_of_overrun(i: &PodInputs, deadline: Timestamp, plan: &mut PodPlan) {
+    let Lifecycle::Terminating { since, .. } = i.lifecycle else { return };
+    if i.history.told.contains(reasons::EXCEEDED_GRACE_PERIOD) {
+        return;
+    }
+    let grace = deadline.duration_since(since);
+    let at = later(since, (grace + grace / 2).max(OVERRUN_MIN));
+    if i.now < at {
+        plan.wake(at);
+        return;
+    }
+    let text = "Container runtime did not kill the pod within specified grace period.";
+    plan.actions.push(PodAction::Report(PodEvent::pod_warning(reasons::EXCEEDED_GRACE_PERIOD, text)));
 }
 
 /// All are told at once that they are to end. Then regular containers are stopped; a sidecar waits for its turn, and

@@ -398,7 +398,7 @@ fn what_a_probe_has_killed_comes_back_whatever_its_exit_code() {
     spec["restartPolicy"] = json!("OnFailure");
     let mut i = with(spec, "i=0 s=run j=0 app=0");
     assert_ne!(plan(&i).lifecycle, Lifecycle::Syncing, "an end of its own is one");
-    i.history.container("app").must_restart.insert(cri::ContainerId("app0".into()));
+    i.history.container("app").must_restart.insert(cri::ContainerId("app0".into()), i.now);
     assert_eq!(told(&plan(&i)), "start app 1");
 }
 
@@ -413,7 +413,7 @@ fn what_comes_back_against_its_policy_is_not_shown_as_ended() {
         status.container_statuses.unwrap().into_iter().find(|c| c.name == "app").unwrap()
     };
     assert!(app(&i).state.unwrap().terminated.is_some());
-    i.history.container("app").must_restart.insert(cri::ContainerId("app0".into()));
+    i.history.container("app").must_restart.insert(cri::ContainerId("app0".into()), i.now);
     let shown = app(&i);
     assert_eq!(shown.state.unwrap().waiting.unwrap().reason.as_deref(), Some("ContainerCreating"));
     assert_eq!(shown.last_state.unwrap().terminated.unwrap().exit_code, 0);

@@ -176,7 +176,7 @@ fn a_network_that_is_not_ready_is_told_once_and_is_nothing_to_pods_in_the_nodes_
         let mut i =
             inputs(pod(json!({"hostNetwork": host_network, "containers": [{"name": "c", "image": "x:1"}]})));
         i.node.network = Err("no plugin".to_owned());
-        i.history.network_reported = reported_before;
+        i.history.told.extend(reported_before.then_some("NetworkNotReady"));
         plan(&i)
     };
     let waits = decided(false, false);

@@ -11,6 +11,7 @@ use super::*;
 use crate::pod::containers::{self, Kind};
 use crate::pod::history::Outcome;
 use crate::pod::inputs::{ImagePresence, Operation, OperationKey, statuses};
+use crate::pod::memo::Memo;
 use crate::pod::phase::Phase;
 use crate::pod::volumes::VolumesState;
 use crate::pod::{PodAction, PodPlan, Publication, plan, publication};
@@ -93,6 +94,8 @@ struct World {
     phase_ended: Option<Phase>,
     counts: BTreeMap<String, i32>,
     rank: u8,
+    /// What the node agent has recorded.
+    memo: Memo,
 }
 
 impl World {
@@ -139,6 +142,7 @@ impl World {
             phase_ended: None,
             counts: BTreeMap::new(),
             rank: 0,
+            memo: Memo::default(),
         }
     }
 
@@ -170,6 +174,13 @@ impl World {
             let plan = plan(&self.i);
             let mut again = plan.lifecycle != self.i.lifecycle && plan.lifecycle != Lifecycle::Gone;
             self.i.lifecycle = plan.lifecycle.clone();
+            for action in &plan.actions {
+                if let PodAction::AnnounceStop { id, .. } = action {
+                    assert!(!self.i.history.announced_stops.contains(id), "the stop of {id} is told twice");
+                }
+                self.i.history.intend(action);
+            }
+            self.memo = Memo::of(&self.i, &self.memo);
             for action in plan.actions.clone() {
                 again |= self.act(action);
             }
@@ -218,25 +229,16 @@ impl World {
             PodAction::RemoveSandbox(id) => self.begin(OperationKey::RemoveSandbox(id), None),
             PodAction::PullImage { container, .. } => self.begin(OperationKey::PullImage(container), None),
             PodAction::StartContainer(start) => {
-                if let Some(backoff) = start.backoff {
-                    self.i.history.container(&start.container).restart_backoff =
-                        Some((start.hash.clone(), backoff));
-                }
                 self.check_start(&start);
                 let name = start.container.clone();
                 self.starts.insert(name.clone(), start);
                 self.begin(OperationKey::StartContainer(name), None);
             }
-            PodAction::AnnounceStop { id, .. } => {
-                let new = self.i.history.announced_stops.insert(id.clone());
-                assert!(new, "the stop of {id} is told twice");
-            }
+            PodAction::FinishStart { container, .. } => panic!("{container} has no hook"),
+            PodAction::AnnounceStop { .. } => {}
             PodAction::PreStop { id, deadline, .. } => self.begin(OperationKey::PreStop(id), Some(deadline)),
-            PodAction::StopContainer { id, deadline, restarts, .. } => {
+            PodAction::StopContainer { id, deadline, .. } => {
                 self.check_stop(&id);
-                if let Some(name) = restarts {
-                    self.i.history.container(&name).must_restart.insert(id.clone());
-                }
                 self.begin(OperationKey::StopContainer(id.clone()), Some(deadline));
                 // Some die of the signal, some only at the deadline.
                 if self.roll().is_multiple_of(2) {
@@ -334,10 +336,12 @@ impl World {
         {
             self.land(written);
         }
-        self.i.history = History::default();
-        self.i.lifecycle = Lifecycle::Syncing;
-        self.i.previous_status = self.i.published.clone();
-        self.i.eviction = crate::pod::eviction_under_way(&self.i.pod);
+        // Sometimes its record is lost, too.
+        let memo = if self.roll().is_multiple_of(4) { Memo::default() } else { self.memo.clone() };
+        self.i.history = memo.history();
+        self.i.lifecycle = memo.lifecycle.clone();
+        self.i.previous_status = memo.restarting_all.clone().unwrap_or_else(|| self.i.published.clone());
+        self.i.eviction = crate::pod::eviction_under_way(&self.i.pod).or_else(|| memo.eviction());
         self.held_since = None;
         self.rank = 0;
         let count = |c: &k8s_openapi::api::core::v1::ContainerStatus| (c.name.clone(), c.restart_count);
