@@ -14,6 +14,7 @@
 //! - A watch is gapless and ordered, a bookmark is never ahead of an event, and a slow watcher delays nobody.
 //! - Every write is one transaction that compares the revision it was decided on.
 
+mod accounts;
 pub mod auth;
 mod backup;
 mod body;

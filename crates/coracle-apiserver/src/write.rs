@@ -133,6 +133,7 @@ impl Core {
             let mut along = self.admit(row, &object).await?;
             let mut new = object.clone();
             prepare::admit_node(row, &call.user, &new, None)?;
+            self.admit_account(row, &mut new).await?;
             self.admit_priority(row, &mut new).await?;
             let birth = Birth { now: self.clock.now(), uid: self.ids.uid(), suffix: self.ids.name_suffix() };
             prepare::create(row, &mut new, birth)?;

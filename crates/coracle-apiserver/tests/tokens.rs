@@ -304,13 +304,13 @@ async fn a_node_gets_tokens_for_its_own_pods_and_their_audiences_alone() {
     let mut wanting = pod("wanting");
     wanting["spec"]["serviceAccountName"] = "me".into();
     wanting["spec"]["nodeName"] = "n1".into();
+    wanting["spec"]["automountServiceAccountToken"] = false.into();
     let source = |audience: Value| json!({ "serviceAccountToken": { "path": "t", "audience": audience } });
     wanting["spec"]["volumes"] =
         json!([{ "name": "v", "projected": { "sources": [source("vault".into())] } }]);
     let answer = admin.post(PODS, &wanting).await;
-    // While projected volumes are refused there is no Pod that wants a token.
-    let wanting = if answer.code == 201 { answer.body } else { bound_pod(&admin, "wanting").await };
-    let projected = wanting.pointer("/spec/volumes/0/projected").is_some();
+    assert_eq!(answer.code, 201, "{}", answer.body);
+    let wanting = answer.body;
     let (own, other) = (world.user(UserInfo::node("n1")), world.user(UserInfo::node("n2")));
     let mut wish = bound_to("Pod", &wanting);
     let refusal =
@@ -330,7 +330,10 @@ async fn a_node_gets_tokens_for_its_own_pods_and_their_audiences_alone() {
     let (_, why) = refusal(own.post(TOKEN, &anonymous).await);
     assert!(why.ends_with("node requested token with a pod binding without a uid"), "{why}");
     wish["spec"]["audiences"] = json!(["vault"]);
-    assert_eq!(own.post(TOKEN, &wish).await.code, if projected { 201 } else { 403 });
+    assert_eq!(own.post(TOKEN, &wish).await.code, 201);
+    // Others want the token that they are given when nothing is said.
+    let usual = bound_pod(&admin, "usual").await;
+    assert_eq!(own.post(TOKEN, &bound_to("Pod", &usual)).await.code, 201);
 
     let elsewhere = {
         let mut pod = pod("elsewhere");
@@ -340,6 +343,48 @@ async fn a_node_gets_tokens_for_its_own_pods_and_their_audiences_alone() {
     };
     let (_, why) = refusal(own.post(TOKEN, &bound_to("Pod", &elsewhere)).await);
     assert!(why.ends_with("node requested token bound to a pod scheduled on a different node"), "{why}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_runs_as_an_account_that_exists() {
+    let (world, admin) = world().await;
+    let mut stranger = pod("p");
+    stranger["spec"]["serviceAccountName"] = "x".into();
+    let answer = admin.post(PODS, &stranger).await;
+    assert_eq!(
+        (answer.code, &answer.body["message"]),
+        (
+            403,
+            &json!(
+                "pods \"p\" is forbidden: error looking up service account default/x: serviceaccount \"x\" not found"
+            )
+        )
+    );
+    let plain = admin.post(PODS, &pod("p")).await;
+    assert_eq!(plain.code, 201, "{}", plain.body);
+    let spec = &plain.body["spec"];
+    assert_eq!(spec["serviceAccountName"], "default");
+    let volume = spec["volumes"][0]["name"].as_str().unwrap();
+    assert!(volume.starts_with("kube-api-access-") && volume.len() == 21, "{volume}");
+    assert_eq!(
+        spec["containers"][0]["volumeMounts"],
+        json!([{ "name": volume, "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount" }])
+    );
+
+    // In a new namespace the account comes a moment later.
+    let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "new" } });
+    assert_eq!(admin.post("/api/v1/namespaces", &namespace).await.code, 201);
+    let (later, clock) = (admin.clone(), world.clock.clone());
+    let making = async move {
+        clock.sleep(Duration::from_millis(700)).await;
+        let account =
+            json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": "default" } });
+        later.post("/api/v1/namespaces/new/serviceaccounts", &account).await
+    };
+    let new = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "p" },
+                      "spec": { "containers": [{ "name": "c", "image": "busybox" }] } });
+    let (_, answer) = futures::join!(making, admin.post("/api/v1/namespaces/new/pods", &new));
+    assert_eq!(answer.code, 201, "{}", answer.body);
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ use coracle_store::simfs::SimFs;
 use coracle_store::{Op, Store as _, Txn};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http_body_util::BodyExt as _;
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
 use kube::api::{WatchEvent, WatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
@@ -123,6 +123,10 @@ impl Cluster {
         let ids = Arc::new(Ids::new(Rng::seeded(2)));
         let server = ApiServer::start(config, store.clone(), clock.clone(), ids).await.unwrap();
         let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
+        // Nobody publishes the cluster's authority here, which Pods with a token would wait for.
+        let silent = PatchBody::Merge(json!({"automountServiceAccountToken": false}));
+        let account = ObjectKey::namespaced("default", "default");
+        request::patch::<ServiceAccount>(&admin, &account, &silent).await.unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let news = Arc::new(Notify::new());
         tokio::spawn(record(admin.clone(), clock.clone(), seen.clone(), news.clone()));

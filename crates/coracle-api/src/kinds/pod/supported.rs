@@ -71,7 +71,7 @@ const POD: &[(&str, Honoured)] = &[
     ("preemptionPolicy", Any),
     ("serviceAccountName", Any),
     ("serviceAccount", Any),
-    ("automountServiceAccountToken", Only(false)),
+    ("automountServiceAccountToken", Any),
     ("hostNetwork", Any),
     ("hostPID", Any),
     ("hostIPC", Any),
@@ -288,9 +288,7 @@ mod tests {
         ] {
             assert_eq!(refusals(&json!({ field: value })), [not_yet(&format!("spec.{field}"), field)]);
         }
-        for (field, value, shown) in
-            [("hostUsers", json!(false), "false"), ("automountServiceAccountToken", json!(true), "true")]
-        {
+        for (field, value, shown) in [("hostUsers", json!(false), "false")] {
             assert_eq!(
                 refusals(&json!({ field: value })),
                 [not_yet(&format!("spec.{field}"), &format!("{field} {shown}"))]
@@ -424,7 +422,7 @@ mod tests {
             "securityContext": {
                 "supplementalGroups": [1], "supplementalGroupsPolicy": "Strict", "runAsNonRoot": true,
                 "seccompProfile": {"type": "Unconfined"}, "sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}]
-            }, "automountServiceAccountToken": false,
+            }, "automountServiceAccountToken": true,
         });
         assert_eq!(refusals(&spec), Vec::<String>::new());
     }
