@@ -307,7 +307,9 @@ async fn parts_of_volumes_and_files_of_the_machine_are_mounted_or_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_token_in_a_volume_is_bound_to_the_pod_and_renewed_in_time() {
     let cluster = start().await;
-    let account = json!({"metadata": {"name": "robot", "namespace": "default"}});
+    let account = json!({
+        "metadata": {"name": "robot", "namespace": "default"}, "automountServiceAccountToken": false,
+    });
     request::create::<ServiceAccount>(&cluster.admin, &serde_json::from_value(account).unwrap())
         .await
         .unwrap();
