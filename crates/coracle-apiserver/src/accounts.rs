@@ -1,15 +1,22 @@
 //! Which service account a new Pod runs as, and what it gets from it: pull secrets, and a token for talking to the API
 //! server.
 
+mod secrets;
+
 use std::time::Duration;
 
 use coracle_api::Value;
 use coracle_api::catalogue::Resource;
+use coracle_api::field::go_quote;
 use coracle_api::metadata;
 use coracle_api::status::Status;
 use serde_json::json;
 
+use crate::prepare;
 use crate::server::Core;
+
+const ACCOUNT_FIELDS: [&str; 2] = ["serviceAccountName", "serviceAccount"];
+const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Where containers find token, authority and namespace.
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -29,33 +36,78 @@ impl Core {
         if !(row.group.is_empty() && row.plural == "pods") {
             return Ok(());
         }
+        if is_mirror(pod) {
+            return admit_mirror(pod).map_err(|why| refused(pod, why));
+        }
         let name = account_of(pod).to_owned();
-        let namespace = metadata::namespace(pod).to_owned();
+        let account = self.account(pod, &name).await?;
+        let volume = format!("{VOLUME}{}", self.ids.name_suffix());
+        admit(pod, &name, &account, volume);
+        let said = pod.get("spec").map_or(Ok(()), |spec| secrets::limit(&account, spec));
+        said.map_err(|why| refused(pod, &why))
+    }
+
+    /// Holds what is added to a Pod to what its account lets it have.
+    pub(crate) async fn admit_ephemeral(&self, pod: &Value) -> Result<(), Status> {
+        let account = self.account(pod, account_of(pod)).await?;
+        let said = pod.get("spec").map_or(Ok(()), |spec| secrets::limit_ephemeral(&account, spec));
+        said.map_err(|why| refused(pod, &why))
+    }
+
+    async fn account(&self, pod: &Value, name: &str) -> Result<Value, Status> {
+        let namespace = metadata::namespace(pod);
         let mut looks = if name == DEFAULT { LOOKS } else { 1 };
-        let account = loop {
-            if let Some(account) = self.object("serviceaccounts", &namespace, &name).await? {
-                break account;
+        loop {
+            if let Some(account) = self.object("serviceaccounts", namespace, name).await? {
+                return Ok(account);
             }
             looks -= 1;
             if looks == 0 {
                 let why = format!(
-                    "error looking up service account {namespace}/{name}: serviceaccount {name:?} not found"
+                    "error looking up service account {namespace}/{name}: serviceaccount {} not found",
+                    go_quote(name)
                 );
-                return Err(Status::forbidden("", "pods", metadata::name(pod), &why));
+                return Err(refused(pod, &why));
             }
             self.clock.sleep(PAUSE).await;
-        };
-        let volume = format!("{VOLUME}{}", self.ids.name_suffix());
-        admit(pod, &name, &account, volume);
-        Ok(())
+        }
     }
+}
+
+/// A Pod that has no name yet is told by the beginning of the name that it will get.
+fn refused(pod: &Value, why: &str) -> Status {
+    let name = [metadata::name(pod), prepare::text(pod, "generateName"), "Unknown"];
+    let name = name.into_iter().find(|name| !name.is_empty()).unwrap_or_default();
+    Status::forbidden("", "pods", name, why)
+}
+
+/// Whether a Pod only shows what a node runs by itself.
+fn is_mirror(pod: &Value) -> bool {
+    pod.pointer("/metadata/annotations").is_some_and(|all| all.get(MIRROR).is_some())
+}
+
+/// What a node runs by itself has nothing from the cluster.
+fn admit_mirror(pod: &Value) -> Result<(), &'static str> {
+    let Some(spec) = pod.get("spec") else { return Ok(()) };
+    if ACCOUNT_FIELDS.iter().any(|field| spec[field].as_str().is_some_and(|name| !name.is_empty())) {
+        return Err("a mirror pod may not reference service accounts");
+    }
+    if secrets::any(spec) {
+        return Err("a mirror pod may not reference secrets");
+    }
+    let projected = secrets::list(spec, "volumes").filter_map(|volume| volume.get("projected"));
+    let mut sources = projected.flat_map(|projected| secrets::list(projected, "sources"));
+    if sources.any(|source| source.get("serviceAccountToken").is_some_and(Value::is_object)) {
+        return Err("a mirror pod may not use ServiceAccountToken volume projections");
+    }
+    Ok(())
 }
 
 /// The name of the account that a Pod asks for, in the field that says so now or in the one that did.
 fn account_of(pod: &Value) -> &str {
     let said = |field: &str| pod.get("spec").and_then(|spec| spec.get(field)).and_then(Value::as_str);
-    let names = ["serviceAccountName", "serviceAccount"].into_iter().filter_map(said);
-    names.into_iter().find(|name| !name.is_empty()).unwrap_or(DEFAULT)
+    let mut names = ACCOUNT_FIELDS.into_iter().filter_map(said);
+    names.find(|name| !name.is_empty()).unwrap_or(DEFAULT)
 }
 
 /// Gives a Pod what it has from its account. `volume` is the name of the volume with the token, if it needs one.
@@ -198,5 +250,39 @@ mod tests {
         assert_eq!(spec["imagePullSecrets"], json!([{ "name": "a" }, { "name": "b" }]));
         let own = json!([{ "name": "own" }]);
         assert_eq!(admitted(json!({ "imagePullSecrets": own }), account)["imagePullSecrets"], own);
+    }
+
+    #[test]
+    fn what_a_node_runs_by_itself_has_nothing_from_the_cluster() {
+        let secret = json!([{ "name": "v", "secret": { "secretName": "s" } }]);
+        let token = json!([{ "name": "v", "projected": { "sources": [{ "serviceAccountToken": { "path": "t" } }] } }]);
+        for (spec, expected) in [
+            (json!({}), Ok(())),
+            (json!({ "serviceAccountName": "me" }), Err("a mirror pod may not reference service accounts")),
+            (json!({ "serviceAccount": "me" }), Err("a mirror pod may not reference service accounts")),
+            (json!({ "volumes": secret }), Err("a mirror pod may not reference secrets")),
+            (
+                json!({ "volumes": token }),
+                Err("a mirror pod may not use ServiceAccountToken volume projections"),
+            ),
+        ] {
+            let mut pod = pod(spec);
+            assert!(!is_mirror(&pod));
+            pod["metadata"]["annotations"] = json!({ MIRROR: "x" });
+            assert!(is_mirror(&pod));
+            assert_eq!(admit_mirror(&pod), expected);
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_pod_as_far_as_it_has_a_name() {
+        for (metadata, expected) in [
+            (json!({ "name": "p" }), "p"),
+            (json!({ "generateName": "web-" }), "web-"),
+            (json!({}), "Unknown"),
+        ] {
+            let status = refused(&json!({ "metadata": metadata }), "no");
+            assert_eq!(status.message, format!("pods {expected:?} is forbidden: no"));
+        }
     }
 }

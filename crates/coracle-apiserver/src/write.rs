@@ -253,6 +253,9 @@ impl Core {
         let row = call.row;
         prepare::update(row, part, &mut new, current)?;
         prepare::admit_node(row, &call.user, &new, Some(current))?;
+        if part == Part::EphemeralContainers {
+            self.admit_ephemeral(&new).await?;
+        }
         self.admit_changed_priority(row, &mut new).await?;
         let mut along = Along::default();
         self.allocate(row, &mut new, Some(current), &mut along).await?;

@@ -137,8 +137,10 @@ fn set_account(spec: &mut Map<String, Value>, account: &str) {
 
 /// What admission adds to a new Pod: its service account, its priority, how long it stays on a bad node.
 pub(super) fn admit(pod: &mut Value) {
+    // What a node runs by itself has no account.
+    let mirror = tree::at(pod, &["metadata", "annotations", super::MIRROR]).is_some();
     let Some(spec) = object_in(pod, "spec") else { return };
-    if tree::is_empty(spec.get("serviceAccountName")) {
+    if !mirror && tree::is_empty(spec.get("serviceAccountName")) {
         set_account(spec, "default");
     }
     set_default(spec, "priority", 0);
