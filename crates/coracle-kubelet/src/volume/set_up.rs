@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures::future::join_all;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use sha2::{Digest as _, Sha256};
@@ -114,18 +115,23 @@ async fn gather(context: &Context, pod: &Pod, volumes: &[Volume], shared: &Share
             tokens.extend(source.service_account_token.iter().map(token_wanted));
         }
     }
-    for name in config_maps {
+    // All at once: the Pod waits as long as for the slowest.
+    let config_maps = join_all(config_maps.into_iter().map(async |name| {
         let found = context.objects.config_maps.get(&namespace, &name).await;
-        sources.config_maps.insert(name, found);
-    }
-    for name in secrets {
+        (name, found)
+    }));
+    let secrets = join_all(secrets.into_iter().map(async |name| {
         let found = context.objects.secrets.get(&namespace, &name).await;
-        sources.secrets.insert(name, found);
-    }
-    for wanted in tokens {
+        (name, found)
+    }));
+    let tokens = join_all(tokens.into_iter().map(async |wanted| {
         let token = shared.tokens.get(context, pod, &wanted).await;
-        sources.tokens.insert(wanted, token);
-    }
+        (wanted, token)
+    }));
+    let (config_maps, secrets, tokens) = futures::join!(config_maps, secrets, tokens);
+    sources.config_maps.extend(config_maps);
+    sources.secrets.extend(secrets);
+    sources.tokens.extend(tokens);
     sources
 }
 

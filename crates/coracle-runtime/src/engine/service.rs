@@ -1,5 +1,6 @@
 //! The engine as [`RuntimeService`]: views of the index, and changes handed to their own tasks.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,16 +71,15 @@ impl RuntimeService for EmbeddedRuntime {
     }
 
     async fn list_pod_sandboxes(&self, filter: &PodSandboxFilter) -> CriResult<Vec<PodSandbox>> {
-        let all: Vec<Arc<Sandbox>> = lock(&self.inner.index).sandboxes.values().cloned().collect();
-        Ok(all
-            .iter()
-            .map(|sandbox| sandbox.view())
-            .filter(|sandbox| {
-                filter.id.as_ref().is_none_or(|id| *id == sandbox.id)
-                    && filter.state.is_none_or(|state| state == sandbox.state)
-                    && filter.labels.iter().all(|(name, value)| sandbox.labels.get(name) == Some(value))
-            })
-            .collect())
+        // Every look at a Pod asks this: only what is asked for is copied.
+        let asked_for = |sandbox: &&Arc<Sandbox>| {
+            filter.id.as_ref().is_none_or(|id| id.0 == sandbox.record.id)
+                && has_labels(&sandbox.record.config.labels, &filter.labels)
+        };
+        let found: Vec<Arc<Sandbox>> =
+            lock(&self.inner.index).sandboxes.values().filter(asked_for).cloned().collect();
+        let views = found.iter().map(|sandbox| sandbox.view());
+        Ok(views.filter(|sandbox| filter.state.is_none_or(|state| state == sandbox.state)).collect())
     }
 
     async fn create_container(
@@ -108,17 +108,15 @@ impl RuntimeService for EmbeddedRuntime {
     }
 
     async fn list_containers(&self, filter: &ContainerFilter) -> CriResult<Vec<CriContainer>> {
-        let all: Vec<Arc<Container>> = lock(&self.inner.index).containers.values().cloned().collect();
-        Ok(all
-            .iter()
-            .map(|container| container.view(&container.phase()))
-            .filter(|container| {
-                filter.id.as_ref().is_none_or(|id| *id == container.id)
-                    && filter.state.is_none_or(|state| state == container.state)
-                    && filter.sandbox.as_ref().is_none_or(|sandbox| *sandbox == container.sandbox)
-                    && filter.labels.iter().all(|(name, value)| container.labels.get(name) == Some(value))
-            })
-            .collect())
+        let asked_for = |container: &&Arc<Container>| {
+            filter.id.as_ref().is_none_or(|id| id.0 == container.record.id)
+                && filter.sandbox.as_ref().is_none_or(|sandbox| sandbox.0 == container.record.sandbox)
+                && has_labels(&container.record.config.labels, &filter.labels)
+        };
+        let found: Vec<Arc<Container>> =
+            lock(&self.inner.index).containers.values().filter(asked_for).cloned().collect();
+        let views = found.iter().map(|container| container.view(&container.phase()));
+        Ok(views.filter(|container| filter.state.is_none_or(|state| state == container.state)).collect())
     }
 
     async fn container_status(&self, id: &ContainerId) -> CriResult<ContainerStatus> {
@@ -169,6 +167,10 @@ impl EmbeddedRuntime {
     fn inner(&self) -> Arc<Inner> {
         Arc::clone(&self.inner)
     }
+}
+
+fn has_labels(labels: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) -> bool {
+    wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
 }
 
 impl Sandbox {
