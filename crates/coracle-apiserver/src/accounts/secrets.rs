@@ -65,7 +65,8 @@ pub(super) fn limit(account: &Value, spec: &Value) -> Result<(), String> {
     }
     let of = account.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
     let mountable = names(account, "secrets");
-    let named = |volume: &Value| volume.pointer("/secret/secretName").and_then(Value::as_str).map(str::to_owned);
+    let named =
+        |volume: &Value| volume.pointer("/secret/secretName").and_then(Value::as_str).map(str::to_owned);
     for volume in list(spec, "volumes").filter(|volume| volume.get("secret").is_some_and(Value::is_object)) {
         let secret = named(volume).unwrap_or_default();
         if !mountable.contains(secret.as_str()) {
@@ -103,7 +104,8 @@ fn limit_variables(account: &Value, spec: &Value, kinds: &[(&str, &str)]) -> Res
         for container in list(spec, kind) {
             let refused = uses(container).find(|found| !mountable.contains(found.secret));
             if let Some(Use { variable, secret }) = refused {
-                let by = variable.map_or_else(|| "envFrom".to_owned(), |variable| format!("envVar {variable}"));
+                let by =
+                    variable.map_or_else(|| "envFrom".to_owned(), |variable| format!("envVar {variable}"));
                 return Err(format!(
                     "{what} {} with {by} referencing secret.secretName=\"{secret}\" is not allowed because service \
                      account {of} does not reference that secret",
@@ -154,7 +156,8 @@ mod tests {
         ] {
             let expected = format!("{who} secret.secretName=\"no\" {refused}");
             assert_eq!(limit(&account("true"), &spec), Err(expected));
-            for (enforce, allowed) in [("1", false), ("T", false), ("false", true), ("yes", true), ("", true)] {
+            for (enforce, allowed) in [("1", false), ("T", false), ("false", true), ("yes", true), ("", true)]
+            {
                 assert_eq!(limit(&account(enforce), &spec).is_ok(), allowed, "{enforce}");
             }
         }

@@ -68,7 +68,8 @@ fn a_program_in_a_pod_is_its_service_account() {
     );
     let (code, _) = ask(&cluster, "/api/v1", &format!("{token}x"), &authority);
     assert_eq!(code, "401");
-    let who = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
+    let who =
+        json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
     let reviewed = || -> Value {
         let arguments = ["create", "-o", "json", "--raw", review, "-f", "-"];
         let output = cluster.run_kubectl(crate::support::Kubectl::V37, &arguments, &who.to_string());
@@ -86,7 +87,8 @@ fn a_program_in_a_pod_is_its_service_account() {
 
     let missing = cluster.kubectl_fails(&["exec", "silent", "--", "ls", PLACE], "");
     assert!(missing.contains("No such file or directory"), "{missing}");
-    let refused = cluster.kubectl_fails(&["apply", "-f", "-"], &pod("x", json!({"serviceAccountName": "nobody"})));
+    let refused =
+        cluster.kubectl_fails(&["apply", "-f", "-"], &pod("x", json!({"serviceAccountName": "nobody"})));
     let words = "pods \"x\" is forbidden: error looking up service account default/nobody: serviceaccount \"nobody\" \
                  not found";
     assert!(refused.contains(words), "{refused}");
