@@ -194,12 +194,20 @@ fn check_non_root(
 
 #[cfg(test)]
 mod tests {
-    use coracle_cri::PodSandboxId;
+    use coracle_cri::{ContainerId, PodSandboxId};
     use serde_json::{Value, json};
 
     use super::*;
 
     fn config(container: Value, image: &Image) -> Result<ContainerConfig, String> {
+        config_beside(None, container, image)
+    }
+
+    fn config_beside(
+        target: Option<ContainerId>,
+        container: Value,
+        image: &Image,
+    ) -> Result<ContainerConfig, String> {
         let pod: Pod = serde_json::from_value(json!({
             "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
             "spec": {"containers": [container], "securityContext": {
@@ -217,7 +225,7 @@ mod tests {
             backoff: None,
             hash: "h".into(),
             event: None,
-            target: None,
+            target,
             post_start: false,
         };
         let context = ContainerContext {
@@ -229,6 +237,19 @@ mod tests {
             termination_file: "/pods/u/t".into(),
         };
         container_config(&pod, container, &start, &context)
+    }
+
+    #[test]
+    fn one_with_a_target_sees_its_processes() {
+        let target = ContainerId("app".to_owned());
+        let image = Image { id: "sha256:1".into(), ..Image::default() };
+        let debugger = json!({"name": "c", "image": "busybox:1"});
+        let pid = |target| {
+            let config = config_beside(target, debugger.clone(), &image).unwrap();
+            config.security_context.namespaces.pid
+        };
+        assert_eq!(pid(Some(target.clone())), NamespaceMode::Target(target));
+        assert_eq!(pid(None), NamespaceMode::Container);
     }
 
     #[test]

@@ -74,13 +74,12 @@ async fn a_runtime_that_does_not_kill_in_time_is_told_of_once() {
     cluster.delete("p", &Deletion::default()).await;
     cluster.clock.sleep(Duration::from_secs(29)).await;
     let told = async || {
-        let events = cluster.events("p").await;
+        let events = crate::probing::told(&cluster, "p").await;
         events.into_iter().filter(|event| event.contains("ExceededGracePeriod")).collect::<Vec<_>>()
     };
     let early = cluster.events.list().iter().any(|e| e.reason.as_deref() == Some("ExceededGracePeriod"));
     assert!(!early, "half the grace more it has");
-    let text =
-        "Warning ExceededGracePeriod Container runtime did not kill the pod within specified grace period.";
+    let text = "Warning ExceededGracePeriod Container runtime did not kill the pod within specified grace period. (-) x1";
     assert_eq!(told().await, [text]);
     cluster.clock.sleep(Duration::from_secs(60)).await;
     assert_eq!(told().await, [text]);

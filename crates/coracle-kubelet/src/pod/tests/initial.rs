@@ -81,6 +81,9 @@ fn a_plain_init_container_is_ready_when_it_has_done_its_work_and_a_sidecar_when_
     assert_eq!(brief("z"), (true, Some(false)));
     assert_eq!(brief("s"), (true, Some(true)));
     assert_eq!(brief("a"), (false, Some(true)));
+    let mut i = with(base());
+    ended(&mut i, "z", 1);
+    assert!(!of(&status(&i), "z").ready, "it has not done its work");
 }
 
 #[test]

@@ -93,6 +93,8 @@ fn phases_follow_from_container_states() {
         ("OnFailure", "bad", "waiting", false, Pending),
         ("OnFailure", "ok bad", "waiting", false, Pending),
         ("Always", "none", "bad", false, Pending),
+        ("Always", "running", "wait-bad", false, Pending),
+        ("Always", "waiting", "wait-bad", false, Pending),
         ("Always", "wait-bad", "wait-bad", false, Running),
         ("Always", "waiting", "waiting", false, Pending),
         // Removed in order to start anew.
