@@ -212,17 +212,20 @@ fn wait_for_start(
     newest: Option<&cri::ContainerStatus>,
     status: &mut ContainerStatus,
 ) {
-    if i.lifecycle != Lifecycle::Syncing || !i.should_start(member) {
+    if i.lifecycle != Lifecycle::Syncing {
         return;
     }
     let container = member.container.as_ref();
     let name = container.name.as_str();
     if i.is_starting(name) {
-        // Until the start has an outcome, what was shown before is still true.
+        // Until the start has an outcome, what was shown before is still true: also while what it has started runs.
         if let Some(before) = i.previous(name).and_then(|p| p.state.clone()).filter(|s| s.running.is_none()) {
             status.state = Some(before);
             status.last_state = i.previous(name).and_then(|p| p.last_state.clone());
         }
+        return;
+    }
+    if !i.should_start(member) {
         return;
     }
     let exited = newest.filter(|n| n.container.state == CriState::Exited);

@@ -99,6 +99,26 @@ async fn a_failing_post_start_hook_kills_the_container_and_it_is_restarted_with_
 }
 
 #[tokio::test(start_paused = true)]
+async fn while_a_restart_waits_for_its_hook_what_was_before_is_shown() {
+    let cluster = Cluster::start().await;
+    let mut hook = answer(&["hook"], 0, 5);
+    hook.takes = 2 * S;
+    image(&cluster, RunScript { answers: vec![hook], ..RunScript::default() });
+    cluster.run("p", spec(json!({"postStart": {"exec": {"command": ["hook"]}}}))).await;
+    cluster.until_step("p", "MODIFIED Running | app PostStartHookError 2").await;
+    assert_eq!(
+        cluster.steps("p")[2..],
+        [
+            "MODIFIED Pending | app ContainerCreating 0",
+            "MODIFIED Running | app PostStartHookError 0",
+            "MODIFIED Running | app PostStartHookError 1",
+            "MODIFIED Running | app CrashLoopBackOff 1",
+            "MODIFIED Running | app PostStartHookError 2",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_hook_of_the_kind_that_nobody_runs_fails() {
     let cluster = Cluster::start().await;
     image(&cluster, RunScript::default());

@@ -41,12 +41,18 @@ impl Rows {
             strike(&mut missing, &line);
         }
         while !missing.is_empty() {
-            let Some(Ok(line)) = self.lines.next() else {
+            let Some(line) = self.next() else {
                 panic!("never seen: {missing:#?}; seen:\n{}", self.seen.join("\n"));
             };
             strike(&mut missing, &line);
-            self.seen.push(line);
         }
+    }
+
+    /// The next row; `None` when the watch has ended.
+    fn next(&mut self) -> Option<String> {
+        let line = self.lines.next()?.ok()?;
+        self.seen.push(line.clone());
+        Some(line)
     }
 
     fn statuses(&self, name: &str) -> Vec<&str> {
@@ -261,6 +267,91 @@ fn init_containers_and_sidecars() {
 
 fn ready(cluster: &Cluster, name: &str) {
     cluster.kubectl(&["wait", "--for=condition=Ready", &format!("pod/{name}"), "--timeout=30s"]);
+}
+
+#[test]
+fn probes_and_hooks_and_what_they_tell() {
+    let cluster = Cluster::start();
+    let mut rows = Rows::watch(&cluster);
+    for example in ["liveness-exec", "liveness-http", "post-start", "readiness"] {
+        apply(&cluster, example);
+    }
+    rows.until(&[
+        ("ready", "1/1", "Running", 0),
+        ("hook-works", "1/1", "Running", 0),
+        ("hook-fails", "0/1", "PostStartHookError", 0),
+        ("hook-fails", "0/1", "CrashLoopBackOff", 1),
+        ("hook-fails", "0/1", "PostStartHookError", 2),
+        ("wrong-port", "1/1", "Running", 1),
+    ]);
+    shows(
+        &described(&cluster, "hook-fails"),
+        &[
+            "State: Waiting",
+            "Last State: Terminated",
+            "Exit Code: 137",
+            "Ready: False",
+            "Events:",
+            "Warning FailedPostStartHook",
+            "PostStartHook failed",
+            "Normal Killing",
+            "FailedPostStartHook",
+            "Warning BackOff",
+            "Back-off restarting failed container main in pod hook-fails_default(",
+        ],
+    );
+    assert_eq!(cluster.kubectl(&["exec", "hook-works", "--", "cat", "/tmp/started"]), "started\n");
+    shows(
+        &described(&cluster, "wrong-port"),
+        &[
+            "Liveness: http-get http://:8080/passwd delay=0s",
+            "Warning Unhealthy",
+            "8080: connect: connection refused",
+        ],
+    );
+
+    let endpoints = |ready: bool| {
+        let shown = |slice: &Value| {
+            let endpoints = slice["endpoints"].as_array().into_iter().flatten();
+            endpoints.map(|endpoint| endpoint["conditions"]["ready"] == true).eq([ready])
+        };
+        cluster.wait("the endpoint", &["endpointslices", "-l", "kubernetes.io/service-name=ready"], shown);
+    };
+    endpoints(true);
+    cluster.kubectl(&["exec", "ready", "--", "mv", "/www/index.html", "/www/gone.html"]);
+    rows.until(&[("ready", "0/1", "Running", 0)]);
+    endpoints(false);
+    let gone = rows.seen.len();
+    cluster.kubectl(&["exec", "ready", "--", "mv", "/www/gone.html", "/www/index.html"]);
+    let again =
+        |rows: &Rows| rows.seen[gone..].iter().any(|row| row.starts_with("ready ") && row.contains("1/1"));
+    while !again(&rows) {
+        rows.next().expect("the watch goes on");
+    }
+    endpoints(true);
+    let text = described(&cluster, "ready");
+    shows(&text, &["Restart Count: 0", "Readiness probe failed: HTTP probe failed with statuscode: 404"]);
+
+    rows.until(&[("alive", "1/1", "Running", 1)]);
+    shows(
+        &described(&cluster, "alive"),
+        &[
+            "Last State: Terminated",
+            "Reason: Error",
+            "Exit Code: 137",
+            "Restart Count: 1",
+            "Liveness: exec [cat /tmp/healthy] delay=0s timeout=1s period=5s",
+            "Warning Unhealthy",
+            "(x3 over",
+            "Liveness probe failed: cat: can't open '/tmp/healthy': No such file or directory",
+            "Normal Killing",
+            "Container main failed liveness probe, will be restarted",
+        ],
+    );
+    let statuses = rows.statuses("hook-fails");
+    assert!(!statuses.contains(&"Running"), "{statuses:?}");
+    let shown_between = statuses.windows(2).any(|pair| pair == ["CrashLoopBackOff", "Error"]);
+    assert!(!shown_between, "a restart shows what it follows until it has an outcome: {statuses:?}");
 }
 
 fn time_to_delete(cluster: &Cluster, name: &str) -> Duration {
