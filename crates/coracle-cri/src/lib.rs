@@ -21,7 +21,7 @@ pub use image::{AuthConfig, FilesystemUsage, Image, ImageRunConfig, ImageService
 pub use network::{PodNetwork, PodNetworkRequest, PodNetworkStatus};
 pub use runtime::{
     Container, ContainerConfig, ContainerEvent, ContainerEventKind, ContainerFilter, ContainerId,
-    ContainerState, ContainerStatus, ContainerUser, DnsConfig, EnvVar, ExecSyncResult,
+    ContainerState, ContainerStatus, ContainerUser, DnsConfig, EnvVar, ExecSyncResult, ImageContent,
     LinuxContainerResources, Mount, MountPropagation, NamespaceMode, NamespaceOptions, PodSandbox,
     PodSandboxConfig, PodSandboxFilter, PodSandboxId, PodSandboxMetadata, PodSandboxState, PodSandboxStatus,
     PortMapping, Protocol, RuntimeCondition, RuntimeService, RuntimeStatus, SandboxResources,

@@ -277,13 +277,25 @@ pub enum MountPropagation {
     Bidirectional,
 }
 
-/// A bind mount from the host.
+/// What an image holds, or a part of it, to be looked at and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ImageContent {
+    /// The image: an id, as [`crate::ImageService::pull_image`] or `image_status` gave it.
+    pub image: ImageSpec,
+    /// Path in the image; all of it if empty.
+    pub sub_path: String,
+}
+
+/// A bind mount from the host, or of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// Path in the container.
     pub container_path: PathBuf,
-    /// Path on the host.
+    /// Path on the host; means nothing for an image.
     pub host_path: PathBuf,
+    /// The image whose content it is: always read-only, and nothing in it can be executed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ImageContent>,
     /// Read-only.
     pub readonly: bool,
     /// Whatever is mounted below on the host is read-only, too.

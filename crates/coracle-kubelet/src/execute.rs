@@ -160,8 +160,13 @@ pub(crate) async fn pull_image(
     pod: Arc<Pod>,
     container: String,
     image: String,
+    volume: bool,
 ) -> Outcome {
-    context.report(&pod, &PodEvent::normal(&container, "Pulling", format!("Pulling image \"{image}\"")));
+    let about = (!volume).then(|| container.clone());
+    let tell = |warning, reason, message| {
+        context.report(&pod, &PodEvent { container: about.clone(), warning, reason, message });
+    };
+    tell(false, "Pulling", format!("Pulling image \"{image}\""));
     let asked = context.clock.elapsed();
     let _turn = context.pulls.acquire().await;
     let begun = context.clock.elapsed();
@@ -177,8 +182,8 @@ pub(crate) async fn pull_image(
                 whole_millis(ended - begun),
                 whole_millis(ended - asked)
             );
-            context.report(&pod, &PodEvent::normal(&container, "Pulled", text));
-            Outcome::Pulled { container, image_ref }
+            tell(false, "Pulled", text);
+            Outcome::Pulled { container, image, image_ref }
         }
         Err(why) => {
             let (reason, message) = match &why {
@@ -188,10 +193,16 @@ pub(crate) async fn pull_image(
                 ),
                 _ => (reasons::ERR_IMAGE_PULL, why.to_string()),
             };
-            let text = format!("Failed to pull image \"{image}\": {why}");
-            context.report(&pod, &PodEvent::warning(&container, "Failed", text));
+            tell(true, "Failed", format!("Failed to pull image \"{image}\": {why}"));
             context.report(&pod, &reasons::start_failed_event(&container, reason));
-            start_failed(&pod, container, reason, message)
+            let asked = find_container(&pod, &container).and_then(|c| c.image.clone()).unwrap_or_default();
+            Outcome::PullFailed {
+                container,
+                image: asked,
+                pulling: image,
+                reason: reason.to_owned(),
+                message,
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ pub(crate) async fn prepare(
     for text in skipped {
         context.report(pod, &PodEvent::pod_warning("InvalidEnvironmentVariableNames", text));
     }
-    let volume_mounts = mounts::container_mounts(context, pod, container, &variables).await?;
+    let volume_mounts = mounts::container_mounts(context, pod, container, &variables, &start.volumes).await?;
     let logs = log_directory.join(&start.container);
     let path = logs.clone();
     let made = context.clock.blocking(move || std::fs::create_dir_all(path)).await;

@@ -118,6 +118,7 @@ mod tests {
                 host_path: host_path.clone(),
                 readonly: false,
                 recursive_readonly: false,
+                image: None,
                 propagation: MountPropagation::Private,
             }],
             user: None,

@@ -333,8 +333,8 @@ impl Worker {
                 let work = execute::remove_sandbox(context, id.clone());
                 self.spawn(OperationKey::RemoveSandbox(id), None, work);
             }
-            PodAction::PullImage { container, image } => {
-                let work = execute::pull_image(context, pod, container.clone(), image);
+            PodAction::PullImage { container, image, volume } => {
+                let work = execute::pull_image(context, pod, container.clone(), image, volume);
                 self.spawn(OperationKey::PullImage(container), None, work);
             }
             PodAction::StartContainer(start) => {

@@ -51,8 +51,8 @@ pub struct History {
 pub struct ContainerHistory {
     /// Why the last start did not happen.
     pub failure: Option<StartFailure>,
-    /// The image reference that was fetched for the next start.
-    pub pulled: Option<String>,
+    /// What was fetched for the next start: the reference that each image was given.
+    pub pulled: BTreeMap<String, String>,
     /// Delay of pulls, with the image it is about.
     pub pull_backoff: Option<(String, Backoff)>,
     /// Delay of restarts, with the hash of the definition it is about.
@@ -74,6 +74,8 @@ pub struct StartFailure {
     pub message: String,
     /// The image that the spec asked for.
     pub image: String,
+    /// The image that was to be fetched: this one, or that of a volume.
+    pub pulling: Option<String>,
     /// When.
     pub at: Timestamp,
     /// When to try again; `None` when the spec has to change first.
@@ -97,11 +99,16 @@ impl StartFailure {
         matches!(self.reason.as_str(), reasons::RUN_CONTAINER_ERROR | reasons::POST_START_HOOK_ERROR)
     }
 
+    /// The image that a failed pull is about.
+    pub(crate) fn pulled_image(&self) -> &str {
+        self.pulling.as_deref().unwrap_or(&self.image)
+    }
+
     /// Reason and message to show.
     pub(crate) fn shown(&self) -> (String, String) {
         if self.backing_off && self.is_pull() {
-            let text =
-                format!("Back-off pulling image \"{}\": {}: {}", self.image, self.reason, self.message);
+            let image = self.pulled_image();
+            let text = format!("Back-off pulling image \"{image}\": {}: {}", self.reason, self.message);
             (reasons::IMAGE_PULL_BACK_OFF.to_owned(), text)
         } else {
             (self.reason.clone(), self.message.clone())
@@ -143,8 +150,23 @@ pub enum Outcome {
     Pulled {
         /// For which container.
         container: String,
+        /// The image, as it was asked for.
+        image: String,
         /// Its reference.
         image_ref: String,
+    },
+    /// An image could not be fetched.
+    PullFailed {
+        /// For which container.
+        container: String,
+        /// The image that the spec asked the container to run.
+        image: String,
+        /// The image that was asked for: this one, or that of a volume.
+        pulling: String,
+        /// Waiting reason.
+        reason: String,
+        /// Waiting message.
+        message: String,
     },
     /// A start failed before there was anything to start.
     StartFailed {
@@ -186,19 +208,22 @@ impl History {
             }
             Outcome::TeardownFailed => self.teardown_retry = Some(Retry::after(self.teardown_retry, now)),
             Outcome::TeardownDone => self.teardown_retry = None,
-            Outcome::Pulled { container, image_ref } => {
+            Outcome::Pulled { container, image, image_ref } => {
                 let history = self.container(container);
-                history.pulled = Some(image_ref.clone());
+                history.pulled.insert(image.clone(), image_ref.clone());
                 history.pull_backoff = None;
             }
+            Outcome::PullFailed { container, image, pulling, reason, message } => {
+                self.container(container).start_failed(image, Some(pulling), reason, message, now);
+            }
             Outcome::StartFailed { container, image, reason, message } => {
-                self.container(container).start_failed(image, reason, message, now);
+                self.container(container).start_failed(image, None, reason, message, now);
             }
             Outcome::Started { container } => {
                 let history = self.container(container);
                 history.post_start = None;
                 history.failure = None;
-                history.pulled = None;
+                history.pulled.clear();
             }
             // What the worker keeps of volumes is gathered anew for each turn.
             Outcome::VolumesSetUp(_) => {}
@@ -263,22 +288,31 @@ impl History {
 }
 
 impl ContainerHistory {
-    fn start_failed(&mut self, image: &str, reason: &str, message: &str, now: Timestamp) {
+    fn start_failed(
+        &mut self,
+        image: &str,
+        pulling: Option<&String>,
+        reason: &str,
+        message: &str,
+        now: Timestamp,
+    ) {
         let mut failure = StartFailure {
             reason: reason.to_owned(),
             message: message.to_owned(),
             image: image.to_owned(),
+            pulling: pulling.cloned(),
             at: now,
             retry_at: (reason != reasons::INVALID_IMAGE_NAME).then(|| now + RETRY),
             backing_off: false,
         };
         if failure.is_pull() {
-            let previous = self.pull_backoff.as_ref().filter(|(of, _)| of == image).map(|(_, b)| *b);
+            let pulled = failure.pulled_image().to_owned();
+            let previous = self.pull_backoff.as_ref().filter(|(of, _)| *of == pulled).map(|(_, b)| *b);
             let backoff = Backoff::next(previous, now, now, backoff::MAX);
             failure.retry_at = Some(now + backoff.delay);
-            self.pull_backoff = Some((image.to_owned(), backoff));
+            self.pull_backoff = Some((pulled, backoff));
         }
-        self.pulled = None;
+        self.pulled.clear();
         self.post_start = None;
         self.failure = Some(failure);
     }

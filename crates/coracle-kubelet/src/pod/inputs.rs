@@ -43,6 +43,8 @@ pub struct PodInputs {
     pub probes: BTreeMap<ContainerId, ProbeResults>,
     /// What the image service says about the image of each container that does not run, by container name.
     pub images: BTreeMap<String, ImagePresence>,
+    /// The same of the images whose content it has as volumes, by volume.
+    pub volume_images: BTreeMap<String, ImagePresence>,
     /// How far its volumes are.
     pub volumes: VolumesState,
     /// Work in flight.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, PodSpec};
 
 /// How far the volumes of a Pod are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,4 +32,14 @@ pub struct VolumesRound {
     pub failed: BTreeMap<String, (String, String)>,
     /// When tokens in volumes have to be renewed.
     pub renew_at: BTreeMap<String, Timestamp>,
+}
+
+/// The volumes with the content of images that a container mounts, in the order of the spec.
+pub(crate) fn of_images<'a>(
+    spec: &'a PodSpec,
+    container: &Container,
+) -> impl Iterator<Item = (&'a str, &'a ImageVolumeSource)> {
+    let mounted = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+    let volumes = spec.volumes.iter().flatten().filter(move |volume| mounted(&volume.name));
+    volumes.filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?)))
 }

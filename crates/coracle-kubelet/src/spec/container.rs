@@ -117,6 +117,7 @@ fn mounts(container: &Container, context: &ContainerContext<'_>) -> Vec<Mount> {
         host_path: host_path.clone(),
         readonly: false,
         recursive_readonly: false,
+        image: None,
         propagation: MountPropagation::Private,
     };
     let message_path = container.termination_message_path.as_deref().unwrap_or(TERMINATION_MESSAGE_PATH);
@@ -220,6 +221,7 @@ mod tests {
             container: "c".into(),
             attempt: 3,
             sandbox: PodSandboxId("s".into()),
+            volumes: Default::default(),
             image: None,
             pulled: None,
             backoff: None,

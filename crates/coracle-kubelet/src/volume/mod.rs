@@ -46,7 +46,8 @@ pub(crate) fn used(spec: &PodSpec) -> Vec<&Volume> {
     };
     let all: Vec<_> = containers::all(spec).collect();
     let wanted = |volume: &&Volume| all.iter().any(|of| uses(&of.container, &volume.name));
-    spec.volumes.iter().flatten().filter(wanted).collect()
+    // What images hold is the runtime's.
+    spec.volumes.iter().flatten().filter(|volume| volume.image.is_none()).filter(wanted).collect()
 }
 
 fn sources(container: &Container) -> impl Iterator<Item = &EnvVarSource> {

@@ -1,8 +1,9 @@
 //! What a container finds mounted of its Pod's volumes.
 
+use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use coracle_cri::{EnvVar, Mount, MountPropagation};
+use coracle_cri::{EnvVar, ImageContent, ImageSpec, Mount, MountPropagation};
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 use tracing::warn;
 
@@ -29,10 +30,11 @@ pub(crate) async fn container_mounts(
     pod: &Pod,
     container: &Container,
     envs: &[EnvVar],
+    images: &BTreeMap<String, String>,
 ) -> Result<Vec<Mount>, String> {
     let directory = context.config.pods_dir.join(PodIdentity::of(pod).uid);
     let host = context.config.volume_host.clone();
-    let planned = plan(&directory, &host, pod, container, envs)?;
+    let planned = plan(&directory, &host, pod, container, envs, images)?;
     if planned.iter().all(|planned| planned.part.is_none()) {
         return Ok(planned.into_iter().map(|planned| planned.mount).collect());
     }
@@ -66,10 +68,24 @@ fn plan(
     pod: &Pod,
     container: &Container,
     envs: &[EnvVar],
+    images: &BTreeMap<String, String>,
 ) -> Result<Vec<Planned>, String> {
     let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_deref()).unwrap_or_default();
     let one = |(index, mount): (usize, &VolumeMount)| {
         let volume = volumes.iter().find(|volume| volume.name == mount.name);
+        if let Some(image) = images.get(&mount.name) {
+            let image = ImageSpec { image: image.clone() };
+            let content = ImageContent { image, sub_path: sub_path(mount, envs)?.unwrap_or_default() };
+            let mount = Mount {
+                container_path: container_path(mount),
+                host_path: PathBuf::new(),
+                image: Some(content),
+                readonly: true,
+                recursive_readonly: false,
+                propagation: MountPropagation::Private,
+            };
+            return Ok(Planned { volume: mount_name(volume), mount, part: None });
+        }
         let found = volume.and_then(|volume| place(directory, volume, host));
         let (path, readonly) = found.ok_or_else(|| {
             format!("cannot find volume \"{}\" to mount into container \"{}\"", mount.name, container.name)
@@ -79,14 +95,11 @@ fn plan(
             path: part,
             target: directory.join(SUB_PATHS).join(&mount.name).join(&container.name).join(index.to_string()),
         });
-        let container_path = match mount.mount_path.strip_prefix('/') {
-            Some(_) => PathBuf::from(&mount.mount_path),
-            None => Path::new("/").join(&mount.mount_path),
-        };
         let readonly = readonly || mount.read_only == Some(true);
         let mount = Mount {
-            container_path,
+            container_path: container_path(mount),
             host_path: path,
+            image: None,
             readonly,
             recursive_readonly: recursive_readonly(mount)?,
             propagation: propagation(mount)?,
@@ -94,6 +107,10 @@ fn plan(
         Ok(Planned { volume: mount_name(volume), mount, part })
     };
     container.volume_mounts.iter().flatten().enumerate().map(one).collect()
+}
+
+fn container_path(mount: &VolumeMount) -> PathBuf {
+    Path::new("/").join(&mount.mount_path)
 }
 
 fn mount_name(volume: Option<&k8s_openapi::api::core::v1::Volume>) -> String {
@@ -155,6 +172,7 @@ mod tests {
         "volumes": [
             {"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "x"}},
             {"name": "h", "hostPath": {"path": "/srv"}}, {"name": "n", "nfs": {"server": "x", "path": "/"}},
+            {"name": "i", "image": {"reference": "x:1"}},
         ]}}))
         .unwrap();
         let envs: Vec<_> =
@@ -165,6 +183,7 @@ mod tests {
             &pod,
             &pod.spec.as_ref().unwrap().containers[0],
             &envs,
+            &BTreeMap::from([("i".to_owned(), "sha256:1".to_owned())]),
         )
     }
 
@@ -198,6 +217,25 @@ mod tests {
                 ("/h", "/srv", (false, false, MountPropagation::HostToContainer)),
             ]
         );
+    }
+
+    #[test]
+    fn the_content_of_an_image_is_named_by_the_image_and_is_only_read() {
+        let mounts = planned(
+            json!([
+                {"name": "i", "mountPath": "/all"},
+                {"name": "i", "mountPath": "/part", "subPathExpr": "$(DIR)/x", "mountPropagation": "HostToContainer"},
+            ]),
+            &[("DIR", "data")],
+        );
+        let image = |sub_path: &str| {
+            let image = ImageSpec { image: "sha256:1".into() };
+            Some(ImageContent { image, sub_path: sub_path.into() })
+        };
+        let mounts = mounts.unwrap();
+        assert!(mounts.iter().all(|p| p.mount.readonly && p.part.is_none()));
+        let shown: Vec<_> = mounts.iter().map(|p| p.mount.image.clone()).collect();
+        assert_eq!(shown, [image(""), image("data/x")]);
     }
 
     #[test]

@@ -7,11 +7,13 @@ use coracle_cri::{ContainerFilter, ContainerState, CriError, CriResult, ImageSpe
 use super::Worker;
 use crate::context::Context;
 use crate::pod::inputs::{ImagePresence, Lifecycle, Operation, OperationKey, PodInputs};
-use crate::pod::volumes::VolumesState;
+use crate::pod::volumes::{VolumesState, of_images};
 use crate::pod::{containers, image_name};
 use crate::spec::LABEL_POD_UID;
 use crate::termination;
 use crate::volume::{self, set_up};
+
+type Presences = BTreeMap<String, ImagePresence>;
 
 impl Worker {
     pub(super) async fn gather(&mut self) -> CriResult<PodInputs> {
@@ -49,13 +51,14 @@ impl Worker {
             termination_messages: self.termination_messages.clone(),
             probes: BTreeMap::new(),
             images: BTreeMap::new(),
+            volume_images: BTreeMap::new(),
             volumes,
             operations: self.operations_in_flight(),
             history: self.history.clone(),
             previous_status: self.previous_status.clone(),
             published: self.pod.status.clone().unwrap_or_default(),
         };
-        inputs.images = self.gather_images(&inputs).await;
+        (inputs.images, inputs.volume_images) = self.gather_images(&inputs).await;
         inputs.probes = self.probers.observe(&inputs);
         Ok(inputs)
     }
@@ -85,27 +88,39 @@ impl Worker {
     }
 
     /// Asks about the images of containers that may be about to start.
-    async fn gather_images(&self, inputs: &PodInputs) -> BTreeMap<String, ImagePresence> {
-        let mut images = BTreeMap::new();
+    async fn gather_images(&self, inputs: &PodInputs) -> (Presences, Presences) {
+        let (mut images, mut volumes) = (Presences::new(), Presences::new());
         if self.lifecycle != Lifecycle::Syncing || inputs.ready_sandbox().is_none() {
-            return images;
+            return (images, volumes);
         }
         for member in containers::all(inputs.spec()) {
             let container = &member.container;
             let alive = inputs.instances(&container.name).first().is_some_and(|newest| {
                 matches!(newest.container.state, ContainerState::Running | ContainerState::Unknown)
             });
-            let wanted = container.image.as_deref().unwrap_or_default();
-            if let (false, Ok(image)) = (alive, image_name::with_default_tag(wanted)) {
-                let presence = match self.context.images.image_status(&ImageSpec { image }).await {
-                    Ok(Some(image)) => ImagePresence::Present(image),
-                    Ok(None) => ImagePresence::Absent,
-                    Err(why) => ImagePresence::InspectFailed(why.to_string()),
-                };
+            if alive {
+                continue;
+            }
+            if let Some(presence) = self.presence(container.image.as_deref()).await {
                 images.insert(container.name.clone(), presence);
             }
+            for (volume, source) in of_images(inputs.spec(), container) {
+                if let Some(presence) = self.presence(source.reference.as_deref()).await {
+                    volumes.insert(volume.to_owned(), presence);
+                }
+            }
         }
-        images
+        (images, volumes)
+    }
+
+    /// `None` of what is no name of an image.
+    async fn presence(&self, wanted: Option<&str>) -> Option<ImagePresence> {
+        let image = image_name::with_default_tag(wanted.unwrap_or_default()).ok()?;
+        Some(match self.context.images.image_status(&ImageSpec { image }).await {
+            Ok(Some(image)) => ImagePresence::Present(image),
+            Ok(None) => ImagePresence::Absent,
+            Err(why) => ImagePresence::InspectFailed(why.to_string()),
+        })
     }
 
     /// Reads each message once: the file does not change any more when its container has ended.

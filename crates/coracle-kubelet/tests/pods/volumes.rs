@@ -8,7 +8,7 @@ use std::time::Duration;
 use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
-use coracle_cri::{ContainerFilter, Mount, RuntimeService as _};
+use coracle_cri::{ContainerFilter, ImageContent, ImageService as _, ImageSpec, Mount, RuntimeService as _};
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, ServiceAccount};
 use serde_json::{Value, json};
 
@@ -372,6 +372,42 @@ async fn a_name_server_too_many_and_a_long_search_list_are_cut_and_told() {
     assert!(cluster.events("q").await.contains(&expected.to_owned()), "{:#?}", cluster.events("q").await);
     let node = request::get::<Node>(&cluster.admin, &ObjectKey::cluster(NODE)).await.unwrap();
     assert!(node.metadata.uid.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_content_of_an_image_is_fetched_like_the_image_of_a_container() {
+    let cluster = start().await;
+    let pull_time = Duration::from_secs(2);
+    cluster.runtime.script("content:1", ImageScript { pull_time, ..ImageScript::default() });
+    cluster.run("p", with(json!([{"name": "v", "image": {"reference": "content:1"}}]))).await;
+    cluster.until_step("p", RUNNING).await;
+    let mount = mounted(&cluster, "/v").await;
+    let id =
+        cluster.runtime.image_status(&ImageSpec { image: "content:1".into() }).await.unwrap().unwrap().id;
+    assert_eq!(
+        mount.image.unwrap(),
+        ImageContent { image: ImageSpec { image: id }, sub_path: String::new() }
+    );
+    assert!(mount.readonly);
+    let events = cluster.events("p").await;
+    assert_eq!(events.iter().filter(|e| e.contains("Pulling image \"content:1\"")).count(), 1, "{events:#?}");
+
+    // Its container does not start, and says why, when it cannot be had.
+    let with_policy =
+        |policy: &str| with(json!([{"name": "v", "image": {"reference": "absent:1", "pullPolicy": policy}}]));
+    let waiting = |name: &str| {
+        let pod = cluster.history(name).pop().unwrap().1;
+        pod["status"]["containerStatuses"][0]["state"]["waiting"]["message"].as_str().unwrap().to_owned()
+    };
+    cluster.run("never", with_policy("Never")).await;
+    cluster.until_step("never", "MODIFIED Pending | c ErrImageNeverPull 0").await;
+    let text = "Container image \"absent:1\" is not present with pull policy of Never";
+    assert_eq!(waiting("never"), text);
+    cluster.run("pulled", with_policy("Always")).await;
+    cluster.until_step("pulled", "MODIFIED Pending | c ImagePullBackOff 0").await;
+    assert!(cluster.steps("pulled").contains(&"MODIFIED Pending | c ErrImagePull 0".to_owned()));
+    let text = waiting("pulled");
+    assert!(text.starts_with("Back-off pulling image \"absent:1\": ErrImagePull: "), "{text}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -105,7 +105,7 @@ async fn while_a_restart_waits_for_its_hook_what_was_before_is_shown() {
     hook.takes = 2 * S;
     image(&cluster, RunScript { answers: vec![hook], ..RunScript::default() });
     cluster.run("p", spec(json!({"postStart": {"exec": {"command": ["hook"]}}}))).await;
-    cluster.until_step("p", "MODIFIED Running | app PostStartHookError 2").await;
+    cluster.until_step("p", "MODIFIED Running | app CrashLoopBackOff 2").await;
     assert_eq!(
         cluster.steps("p")[2..],
         [
@@ -114,6 +114,7 @@ async fn while_a_restart_waits_for_its_hook_what_was_before_is_shown() {
             "MODIFIED Running | app PostStartHookError 1",
             "MODIFIED Running | app CrashLoopBackOff 1",
             "MODIFIED Running | app PostStartHookError 2",
+            "MODIFIED Running | app CrashLoopBackOff 2",
         ]
     );
 }

@@ -101,7 +101,8 @@ impl Inner {
         rootfs
             .mount(nodes)
             .map_err(|e| CriError::Internal(format!("failed to mount rootfs of the container: {e}")))?;
-        let prepared = self.prepare_root(sandbox, &config, &image, &rootfs.merged)?;
+        let contents = self.mount_contents(id, &config)?;
+        let prepared = self.prepare_root(sandbox, &config, &image, &rootfs.merged, contents)?;
         if config.security_context.readonly_rootfs {
             rootfs.make_readonly(nodes).map_err(|e| {
                 CriError::Internal(format!("failed to make rootfs of the container read-only: {e}"))
@@ -180,6 +181,30 @@ impl Inner {
         })
     }
 
+    /// Mounts the images whose content the container is to see, for this container alone.
+    fn mount_contents(&self, id: &str, config: &ContainerConfig) -> CriResult<Vec<Bind>> {
+        let mut binds = Vec::new();
+        for (index, mount) in config.mounts.iter().enumerate() {
+            let Some(content) = &mount.image else { continue };
+            let root = self.images.prepare_rootfs(&content.image.image, &format!("{id}-{index}"))?;
+            let bad = |what: &str, e: std::io::Error| CriError::Internal(format!("{what} of an image: {e}"));
+            root.mount_content().map_err(|e| bad("failed to mount the content", e))?;
+            let part = Path::new(&content.sub_path);
+            let place = Root::open(&root.merged)
+                .and_then(|within| within.find(part))
+                .map_err(|e| bad(&format!("failed to find {:?} in the content", content.sub_path), e))?;
+            binds.push(Bind {
+                source: root.merged.components().chain(place.components()).collect(),
+                destination: mount.container_path.clone(),
+                readonly: true,
+                recursive_readonly: false,
+                inert: true,
+                propagation: mount.propagation,
+            });
+        }
+        Ok(binds)
+    }
+
     /// Makes the mounted root file system ready, and learns from it.
     fn prepare_root(
         &self,
@@ -187,14 +212,15 @@ impl Inner {
         config: &ContainerConfig,
         image: &ImageRunConfig,
         mounted: &Path,
+        contents: Vec<Bind>,
     ) -> CriResult<Prepared> {
         let root = Root::open(mounted).map_err(failed("open", mounted))?;
         let bad = |what: &str, e: std::io::Error| CriError::Internal(format!("{what}: {e}"));
         for name in ["dev", "proc", "sys"] {
             root.force_directory(name).map_err(|e| bad("prepare rootfs", e))?;
         }
-        let mut binds = Vec::new();
-        for mount in &config.mounts {
+        let mut binds = contents;
+        for mount in config.mounts.iter().filter(|mount| mount.image.is_none()) {
             if !mount.host_path.exists() {
                 std::fs::create_dir_all(&mount.host_path).map_err(failed("make", &mount.host_path))?;
             }
@@ -204,6 +230,7 @@ impl Inner {
                 destination: mount.container_path.clone(),
                 readonly: mount.readonly,
                 recursive_readonly: mount.recursive_readonly,
+                inert: false,
                 propagation: mount.propagation,
             });
         }
@@ -220,9 +247,9 @@ impl Inner {
         ] {
             if !binds.iter().any(|b| b.destination == Path::new(destination)) {
                 let propagation = MountPropagation::Private;
-                let recursive_readonly = false;
+                let (recursive_readonly, inert) = (false, false);
                 let destination = destination.into();
-                binds.push(Bind { source, destination, readonly, recursive_readonly, propagation });
+                binds.push(Bind { source, destination, readonly, recursive_readonly, inert, propagation });
             }
         }
         for bind in &mut binds {
@@ -360,6 +387,9 @@ impl Inner {
         self.cgroups.remove(&cgroup).map_err(internal)?;
         unmount_roots_of(id).map_err(internal)?;
         self.images.release_rootfs(id)?;
+        for content in self.images.prepared_rootfs()?.iter().filter(|name| owner_of(name) == id) {
+            self.images.release_rootfs(content)?;
+        }
         state::remove_tree(&dir).map_err(failed("remove", &dir))
     }
 
@@ -501,11 +531,16 @@ fn stop_signal(config: &ContainerConfig, image: &ImageRunConfig) -> CriResult<i3
     format!("SIG{bare}").parse::<Signal>().map(|signal| signal as i32).map_err(|_| unknown())
 }
 
+/// Whom a root file system is for: its name is the container's, or begins with it where it is a volume's.
+pub(super) fn owner_of(rootfs: &str) -> &str {
+    rootfs.split('-').next().unwrap_or(rootfs)
+}
+
 /// Unmounts what is mounted for a container: wherever the image store put it, its directory is named after it.
 pub(super) fn unmount_roots_of(id: &str) -> std::io::Result<()> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     for point in mount_points(&mounts).into_iter().rev() {
-        if point.components().any(|c| c.as_os_str() == id) {
+        if point.components().any(|c| c.as_os_str().to_str().is_some_and(|name| owner_of(name) == id)) {
             rootfs::unmount_all(&point)?;
         }
     }

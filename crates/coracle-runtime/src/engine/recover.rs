@@ -7,7 +7,7 @@ use std::time::Duration;
 use coracle_cri::{CriResult, PodSandboxId};
 use futures::future::join_all;
 
-use super::container::unmount_roots_of;
+use super::container::{owner_of, unmount_roots_of};
 use super::keeper::NoAnswer;
 use super::state::{self, CONTAINER_FILE, ContainerRecord, SANDBOX_FILE, SandboxPhase, SandboxRecord};
 use super::{Container, Inner, Phase, Sandbox, blocking, internal, lock};
@@ -135,8 +135,8 @@ impl Inner {
             lock(&self.index).containers.insert(id, Container::new(record, phase, resources));
         }
         for id in self.images.prepared_rootfs()? {
-            if !lock(&self.index).containers.contains_key(&id) {
-                unmount_roots_of(&id).map_err(internal)?;
+            if !lock(&self.index).containers.contains_key(owner_of(&id)) {
+                unmount_roots_of(owner_of(&id)).map_err(internal)?;
                 self.images.release_rootfs(&id)?;
             }
         }

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
@@ -130,6 +130,16 @@ impl Root {
         let mut real = PathBuf::from("/");
         real.extend(way.iter().map(|(name, _)| name));
         Ok(real)
+    }
+
+    /// Where a path really is below the root. Links are followed as the container would; nothing is made.
+    pub(crate) fn find(&self, path: &Path) -> io::Result<PathBuf> {
+        let wanted: PathBuf = std::iter::once(OsString::from(".")).chain(names(path)).collect();
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let found = rustix::fs::openat2(&self.fd, &wanted, flags, Mode::empty(), resolve)?;
+        let place = |fd: &OwnedFd| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        place(&found)?.strip_prefix(place(&self.fd)?).map(Path::to_owned).map_err(io::Error::other)
     }
 
     /// The text of a regular file of the image; empty if there is none.
@@ -315,6 +325,29 @@ mod tests {
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
         assert!(safe.make("/loop/x".as_ref(), Kind::Directory).is_err());
         assert!(safe.make("/run".as_ref(), Kind::File).is_err());
+    }
+
+    #[test]
+    fn a_part_of_an_image_is_found_inside_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(root.path().join("data/deep")).unwrap();
+        std::fs::write(root.path().join("data/file"), "").unwrap();
+        symlink("/data", root.path().join("link")).unwrap();
+        symlink("../../../../etc", root.path().join("up")).unwrap();
+        let safe = Root::open(root.path()).unwrap();
+        let found = |path: &str| safe.find(path.as_ref()).map_err(|why| why.kind());
+        for (path, place) in [
+            ("", ""),
+            ("/", ""),
+            ("data/deep", "data/deep"),
+            ("/link/file", "data/file"),
+            ("../data", "data"),
+        ] {
+            assert_eq!(found(path), Ok(place.into()), "{path}");
+        }
+        assert_eq!(found("up"), Err(io::ErrorKind::NotFound), "the machine's /etc is not the image's");
+        assert_eq!(found("nothing"), Err(io::ErrorKind::NotFound));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 3, "nothing is made");
     }
 
     #[test]

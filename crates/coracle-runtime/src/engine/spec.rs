@@ -114,6 +114,8 @@ pub(crate) struct Bind {
     pub(crate) destination: PathBuf,
     pub(crate) readonly: bool,
     pub(crate) recursive_readonly: bool,
+    /// Nothing in it is a device or can be executed.
+    pub(crate) inert: bool,
     pub(crate) propagation: MountPropagation,
 }
 
@@ -408,11 +410,16 @@ fn mounts(input: &Input<'_>) -> Value {
             (true, false) => "ro",
             (false, _) => "rw",
         };
+        let mut options = vec!["rbind", propagation, access];
+        if bind.inert {
+            // What is not said again is taken back.
+            options.extend(["nosuid", "nodev", "noexec"]);
+        }
         json!({
             "destination": bind.destination,
             "type": "bind",
             "source": bind.source,
-            "options": ["rbind", propagation, access],
+            "options": options,
         })
     }));
     list.into()

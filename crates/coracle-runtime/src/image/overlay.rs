@@ -76,6 +76,13 @@ impl Rootfs {
         Ok(rustix::mount::mount_remount(&self.merged, flags, "")?)
     }
 
+    /// Mounts the overlay at [`Rootfs::merged`] to be looked at: it cannot be written, and nothing in it be executed.
+    pub fn mount_content(&self) -> io::Result<()> {
+        self.mount(DeviceNodes::Dead)?;
+        let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NOEXEC;
+        Ok(rustix::mount::mount_remount(&self.merged, flags | DeviceNodes::Dead.flags(), "")?)
+    }
+
     /// Unmounts what [`Rootfs::mount`] mounted; no error if nothing is mounted.
     pub fn unmount(&self) -> io::Result<()> {
         unmount(&self.merged)

@@ -27,6 +27,7 @@ async fn links_of_an_image_write_nothing_on_the_host() {
         host_path: volume.clone(),
         readonly: true,
         recursive_readonly: false,
+        image: None,
         propagation: MountPropagation::Private,
     };
     let mut config = shell(

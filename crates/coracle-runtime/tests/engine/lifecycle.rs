@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coracle_cri::{
-    ContainerFilter, ContainerState, CriError, EnvVar, Mount, MountPropagation, NamespaceMode,
+    ContainerFilter, ContainerState, CriError, EnvVar, ImageContent, Mount, MountPropagation, NamespaceMode,
     NamespaceOptions, PodSandboxState, RuntimeService,
 };
 use coracle_runtime::LogLimit;
@@ -67,6 +67,7 @@ async fn what_a_container_sees() {
         host_path: volume,
         readonly: true,
         recursive_readonly: false,
+        image: None,
         propagation: MountPropagation::Private,
     }];
     let text = output(&host, &runtime, &config).await;
@@ -76,6 +77,37 @@ async fn what_a_container_sees() {
     // 3 is the directory that `ls` reads.
     assert_eq!(&lines[8..12], ["0", "1", "2", "3"], "no descriptor of the engine leaks: {text}");
     assert_eq!(&lines[12..], ["masked", "lo"], "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_content_of_an_image_can_be_read_and_nothing_else() {
+    let host = Host::new();
+    std::os::unix::fs::symlink("/etc/passwd", host.image().join("root/link")).unwrap();
+    let runtime = host.open().await;
+    let content = |path: &str, sub_path: &str| Mount {
+        container_path: path.into(),
+        host_path: std::path::PathBuf::new(),
+        image: Some(ImageContent { image: Default::default(), sub_path: sub_path.into() }),
+        readonly: true,
+        recursive_readonly: false,
+        propagation: MountPropagation::Private,
+    };
+    let mut config = shell(
+        "cat /content/etc/group; cat /part/passwd; cat /file; touch /content/x 2>/dev/null || echo unchanged; \
+         /content/bin/busybox true 2>/dev/null || echo inert; busybox grep -c ' /content .*nosuid,nodev,noexec' /proc/mounts",
+    );
+    config.mounts = vec![content("/content", ""), content("/part", "etc"), content("/file", "root/link")];
+    let text = output(&host, &runtime, &config).await;
+    let passwd = "root:x:0:0::/root:/bin/sh\nweb:x:101:102::/:/bin/sh\n";
+    let expected = format!("root:x:0:\nweb:x:102:\n{passwd}{passwd}unchanged\ninert\n1\n");
+    assert_eq!(text, expected);
+
+    let pod = host.pod("missing");
+    let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+    config.mounts = vec![content("/content", "no/such/part")];
+    let refused = runtime.create_container(&sandbox, &config, &pod).await.unwrap_err().to_string();
+    assert!(refused.contains("failed to find \"no/such/part\" in the content of an image"), "{refused}");
+    runtime.remove_pod_sandbox(&sandbox).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,7 @@ fn containers_and_their_ends_outlive_the_daemon() {
                 host_path: gate,
                 readonly: false,
                 recursive_readonly: false,
+                image: None,
                 propagation: coracle_cri::MountPropagation::Private,
             }];
             let ending = run(&host, runtime, &config).await;
@@ -66,6 +67,42 @@ fn containers_and_their_ends_outlive_the_daemon() {
         for sandbox in runtime.list_pod_sandboxes(&Default::default()).await.unwrap() {
             runtime.remove_pod_sandbox(&sandbox.id).await.unwrap();
         }
+    });
+}
+
+#[test]
+fn the_content_of_an_image_stays_with_its_container_and_goes_with_it() {
+    let host = Host::new();
+    let (sandbox, id) = first_daemon(
+        async |runtime| {
+            let pod = host.pod("content");
+            let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+            let mut config = shell("cat /content/etc/group");
+            config.mounts = vec![coracle_cri::Mount {
+                container_path: "/content".into(),
+                host_path: Default::default(),
+                image: Some(Default::default()),
+                readonly: true,
+                recursive_readonly: false,
+                propagation: coracle_cri::MountPropagation::Private,
+            }];
+            let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
+            (sandbox, id)
+        },
+        &host,
+    );
+    let mounted = || {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        mounts.lines().filter(|line| line.contains(&format!("{}-0/", id.0))).count()
+    };
+    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    tokio.block_on(async {
+        let runtime = host.open().await;
+        assert_eq!(mounted(), 1);
+        runtime.start_container(&id).await.unwrap();
+        assert_eq!(wait_for_exit(&runtime, &id).await.exit_code, Some(0));
+        runtime.remove_pod_sandbox(&sandbox).await.unwrap();
+        assert_eq!(mounted(), 0);
     });
 }
 

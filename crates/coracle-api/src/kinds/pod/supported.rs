@@ -112,6 +112,7 @@ const VOLUME: &[(&str, Honoured)] = &[
     ("name", Any),
     ("emptyDir", EmptyDir),
     ("hostPath", Fields(&[("path", Any), ("type", Any)])),
+    ("image", Fields(&[("reference", Any), ("pullPolicy", Any)])),
     ("configMap", Fields(&[("name", Any), ("items", ITEMS), ("defaultMode", Any), ("optional", Any)])),
     ("secret", Fields(&[("secretName", Any), ("items", ITEMS), ("defaultMode", Any), ("optional", Any)])),
     ("downwardAPI", Fields(&[("items", DOWNWARD_ITEMS), ("defaultMode", Any)])),
@@ -358,7 +359,6 @@ mod tests {
                 "persistentVolumeClaim",
             ),
             (json!({"csi": {"driver": "x"}}), "csi", "csi"),
-            (json!({"image": {"reference": "x"}}), "image", "image"),
             (json!({"ephemeral": {"volumeClaimTemplate": {"spec": {}}}}), "ephemeral", "ephemeral"),
             (json!({"emptyDir": {"medium": "HugePages"}}), "emptyDir.medium", "medium \"HugePages\""),
             (

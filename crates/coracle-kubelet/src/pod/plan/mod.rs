@@ -11,6 +11,7 @@ mod volumes;
 
 pub(super) use start::{current_failure, restart_backoff};
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use coracle_cri::{ContainerId, Image, PodSandboxId};
@@ -58,6 +59,8 @@ pub enum PodAction {
         container: String,
         /// The name that the spec gives, with a tag or digest.
         image: String,
+        /// It is the content of a volume, and so the Pod's more than the container's.
+        volume: bool,
     },
     /// Create and start a container.
     StartContainer(Box<StartContainer>),
@@ -145,6 +148,8 @@ pub struct StartContainer {
     pub attempt: u32,
     /// The sandbox it goes into.
     pub sandbox: PodSandboxId,
+    /// The images whose content it mounts, by volume.
+    pub volumes: BTreeMap<String, String>,
     /// The image, if the image service has shown it.
     pub image: Option<Image>,
     /// The reference that a pull gave, if there was one.

@@ -1,6 +1,8 @@
 //! One start: the image, what holds the start back, and the start itself.
 
-use coracle_cri::PodSandboxId;
+use std::collections::BTreeMap;
+
+use coracle_cri::{Image, PodSandboxId};
 use k8s_openapi::api::core::v1::Container;
 
 use super::containers::Turn;
@@ -11,6 +13,7 @@ use crate::pod::history::StartFailure;
 use crate::pod::image_name;
 use crate::pod::inputs::{ANNOTATION_BACKOFF, ANNOTATION_HASH, ImagePresence, PodInputs, SEEN_PATIENCE};
 use crate::pod::reasons::{self, PodEvent};
+use crate::pod::volumes;
 
 /// The failure that still concerns what the spec asks for.
 pub(in crate::pod) fn current_failure<'a>(
@@ -38,7 +41,7 @@ pub(super) fn failure_holds_back(
         plan.actions.push(PodAction::BeginBackOff {
             container: name.to_owned(),
             instance: None,
-            event: failure.is_pull().then(|| reasons::pull_back_off_event(name, &failure.image)),
+            event: failure.is_pull().then(|| reasons::pull_back_off_event(name, failure.pulled_image())),
         });
         if failure.is_pull() {
             plan.actions
@@ -86,6 +89,93 @@ pub(super) struct StartFrame<'a> {
     pub(super) backoff: Option<Backoff>,
 }
 
+/// An image that a start needs.
+struct Wanted<'a> {
+    /// As the spec names it.
+    name: &'a str,
+    policy: Option<&'a str>,
+    /// What the image service says of it.
+    presence: Option<&'a ImagePresence>,
+    /// It is the content of a volume.
+    volume: bool,
+}
+
+/// What there is of an image that a start needs.
+struct Obtained {
+    /// Its name, with a tag or digest.
+    name: String,
+    present: Option<Image>,
+    /// The reference that a pull for this start gave.
+    pulled: Option<String>,
+}
+
+/// Sees to an image that a start of the container needs. The error is that the start has to wait.
+fn obtain(
+    i: &PodInputs,
+    container: &Container,
+    wanted: &Wanted<'_>,
+    plan: &mut PodPlan,
+) -> Result<Obtained, Turn> {
+    let name = container.name.clone();
+    let fail = |reason, message: String, events| PodAction::FailStart {
+        container: name.clone(),
+        image: container.image.clone().unwrap_or_default(),
+        reason,
+        message,
+        events,
+    };
+    let failed = |reason, message: String, event: &'static str, plan: &mut PodPlan| {
+        let about = (!wanted.volume).then(|| name.clone());
+        let told = PodEvent { container: about, warning: true, reason: event, message: message.clone() };
+        let events = vec![told, reasons::start_failed_event(&name, reason)];
+        plan.actions.push(fail(reason, message, events));
+        plan.wait(WaitingOn::StatusPublished);
+        Turn::Next
+    };
+    let image = match image_name::with_default_tag(wanted.name) {
+        Ok(image) => image,
+        Err(message) => return Err(failed(reasons::INVALID_IMAGE_NAME, message, "InspectFailed", plan)),
+    };
+    let history = i.history.containers.get(&name);
+    let pulled = history.and_then(|h| h.pulled.get(&image).cloned());
+    let inspect_failed = |why: &str, plan: &mut PodPlan| {
+        let message = format!("Failed to inspect image \"{image}\": {why}");
+        failed(reasons::IMAGE_INSPECT_ERROR, message, "InspectFailed", plan)
+    };
+    let present = match wanted.presence {
+        Some(ImagePresence::Present(image)) => Some(image.clone()),
+        Some(ImagePresence::InspectFailed(why)) => return Err(inspect_failed(why, plan)),
+        Some(ImagePresence::Absent) | None => None,
+    };
+    match (wanted.policy.unwrap_or_else(|| image_name::default_policy(&image)), &pulled, &present) {
+        ("Never", _, None) => {
+            if let Some(failure) =
+                current_failure(i, container).filter(|f| f.reason == reasons::ERR_IMAGE_NEVER_PULL)
+            {
+                let until = i.now + crate::pod::history::RETRY;
+                plan.wake(until);
+                let reason = failure.reason.clone();
+                plan.wait(WaitingOn::StartRetry { container: name.clone(), reason, until: Some(until) });
+                return Err(Turn::Next);
+            }
+            let message = format!("Container image \"{image}\" is not present with pull policy of Never");
+            Err(failed(reasons::ERR_IMAGE_NEVER_PULL, message, "ErrImageNeverPull", plan))
+        }
+        ("Always", None, _) | (_, None, None) => {
+            plan.wait(WaitingOn::ImagePull { container: name.clone() });
+            plan.actions.push(PodAction::PullImage { container: name, image, volume: wanted.volume });
+            Err(Turn::Busy)
+        }
+        // Who runs an image looks for it again; a volume's is named by what was seen of it.
+        (_, Some(_), None) if wanted.volume => Err(inspect_failed("no such image", plan)),
+        _ => Ok(Obtained { name: image, present, pulled }),
+    }
+}
+
+fn already_present(image: &str) -> String {
+    format!("Container image \"{image}\" already present on machine and can be accessed by the pod")
+}
+
 pub(super) fn plan_start(
     i: &PodInputs,
     member: &Member<'_>,
@@ -102,61 +192,34 @@ pub(super) fn plan_start(
         message,
         events,
     };
-    let image = match image_name::with_default_tag(&wanted) {
-        Ok(image) => image,
-        Err(message) => {
-            let events = vec![
-                PodEvent::warning(&name, "InspectFailed", message.clone()),
-                reasons::start_failed_event(&name, reasons::INVALID_IMAGE_NAME),
-            ];
-            plan.actions.push(fail(reasons::INVALID_IMAGE_NAME, message, events));
-            plan.wait(WaitingOn::StatusPublished);
-            return Turn::Next;
-        }
-    };
-    let pulled = i.history.containers.get(&name).and_then(|h| h.pulled.clone());
-    let present = match i.images.get(&name) {
-        Some(ImagePresence::Present(image)) => Some(image.clone()),
-        Some(ImagePresence::InspectFailed(why)) => {
-            let message = format!("Failed to inspect image \"{image}\": {why}");
-            let events = vec![
-                PodEvent::warning(&name, "InspectFailed", message.clone()),
-                reasons::start_failed_event(&name, reasons::IMAGE_INSPECT_ERROR),
-            ];
-            plan.actions.push(fail(reasons::IMAGE_INSPECT_ERROR, message, events));
-            plan.wait(WaitingOn::StatusPublished);
-            return Turn::Next;
-        }
-        Some(ImagePresence::Absent) | None => None,
-    };
-    let policy = container.image_pull_policy.as_deref().unwrap_or_else(|| image_name::default_policy(&image));
-    match (policy, &pulled, &present) {
-        ("Never", _, None) => {
-            if let Some(failure) =
-                current_failure(i, container).filter(|f| f.reason == reasons::ERR_IMAGE_NEVER_PULL)
-            {
-                let until = i.now + crate::pod::history::RETRY;
-                plan.wake(until);
-                let reason = failure.reason.clone();
-                plan.wait(WaitingOn::StartRetry { container: name.clone(), reason, until: Some(until) });
-                return Turn::Next;
+    let (mut volumes, mut told) = (BTreeMap::new(), Vec::new());
+    for (volume, source) in volumes::of_images(i.spec(), container) {
+        let wanted = Wanted {
+            name: source.reference.as_deref().unwrap_or_default(),
+            policy: source.pull_policy.as_deref(),
+            presence: i.volume_images.get(volume),
+            volume: true,
+        };
+        match obtain(i, container, &wanted, plan) {
+            Ok(Obtained { name, present, pulled }) => {
+                if pulled.is_none() {
+                    told.push(PodAction::Report(PodEvent::pod("Pulled", already_present(&name))));
+                }
+                volumes.insert(volume.to_owned(), present.map(|image| image.id).unwrap_or_default());
             }
-            let message = format!("Container image \"{image}\" is not present with pull policy of Never");
-            let events = vec![
-                PodEvent::warning(&name, "ErrImageNeverPull", message.clone()),
-                reasons::start_failed_event(&name, reasons::ERR_IMAGE_NEVER_PULL),
-            ];
-            plan.actions.push(fail(reasons::ERR_IMAGE_NEVER_PULL, message, events));
-            plan.wait(WaitingOn::StatusPublished);
-            return Turn::Next;
+            Err(turn) => return turn,
         }
-        ("Always", None, _) | (_, None, None) => {
-            plan.wait(WaitingOn::ImagePull { container: name.clone() });
-            plan.actions.push(PodAction::PullImage { container: name, image });
-            return Turn::Busy;
-        }
-        _ => {}
     }
+    let own = Wanted {
+        name: &wanted,
+        policy: container.image_pull_policy.as_deref(),
+        presence: i.images.get(&name),
+        volume: false,
+    };
+    let Obtained { name: image, present, pulled } = match obtain(i, container, &own, plan) {
+        Ok(obtained) => obtained,
+        Err(turn) => return turn,
+    };
     let target = match member.target.map(|target| (target, i.newest(target))) {
         Some((target, None)) => {
             let message = format!("unable to find target container {target}");
@@ -167,16 +230,14 @@ pub(super) fn plan_start(
         }
         found => found.and_then(|(_, newest)| newest).map(|newest| newest.container.id.clone()),
     };
-    let event = pulled.is_none().then(|| {
-        let text =
-            format!("Container image \"{image}\" already present on machine and can be accessed by the pod");
-        PodEvent::normal(&name, "Pulled", text)
-    });
+    let event = pulled.is_none().then(|| PodEvent::normal(&name, "Pulled", already_present(&image)));
+    plan.actions.extend(told);
     plan.wait(WaitingOn::ContainerStart { container: name.clone() });
     plan.actions.push(PodAction::StartContainer(Box::new(StartContainer {
         attempt: i.next_attempt(&name),
         container: name,
         sandbox: frame.sandbox.clone(),
+        volumes,
         image: present,
         pulled,
         backoff: frame.backoff,

@@ -55,6 +55,7 @@ fn inputs(pod: Pod) -> PodInputs {
         termination_messages: BTreeMap::new(),
         probes: BTreeMap::new(),
         images: BTreeMap::new(),
+        volume_images: BTreeMap::new(),
         volumes: Default::default(),
         operations: BTreeMap::new(),
         history: History::default(),

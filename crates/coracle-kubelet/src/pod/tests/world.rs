@@ -470,7 +470,11 @@ impl World {
             OperationKey::PullImage(container) if fails => self.start_failed(container, "ErrImagePull"),
             OperationKey::PullImage(container) => {
                 self.image_present = true;
-                Outcome::Pulled { container: container.clone(), image_ref: "sha256:1".into() }
+                Outcome::Pulled {
+                    container: container.clone(),
+                    image: "x:1".into(),
+                    image_ref: "sha256:1".into(),
+                }
             }
             OperationKey::StartContainer(name) => self.end_start(&name.clone(), fails),
             OperationKey::PreStop(id) => Outcome::PreStopped(id.clone()),

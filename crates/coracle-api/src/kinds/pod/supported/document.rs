@@ -84,7 +84,6 @@ const REFUSED: &[(&str, &str, Until)] = &[
     ("Volume", "gcePersistentDisk", CLOUD),
     ("Volume", "gitRepo", CLOUD),
     ("Volume", "glusterfs", CLOUD),
-    ("Volume", "image", Next),
     ("Volume", "iscsi", CLOUD),
     ("Volume", "nfs", CLOUD),
     ("Volume", "persistentVolumeClaim", Next),
