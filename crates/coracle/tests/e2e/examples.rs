@@ -332,7 +332,13 @@ fn probes_and_hooks_and_what_they_tell() {
     let text = described(&cluster, "ready");
     shows(&text, &["Restart Count: 0", "Readiness probe failed: HTTP probe failed with statuscode: 404"]);
 
-    rows.until(&[("alive", "1/1", "Running", 1)]);
+    let statuses = rows.statuses("hook-fails");
+    assert!(!statuses.contains(&"Running"), "{statuses:?}");
+    let shown_between = statuses.windows(2).any(|pair| pair == ["CrashLoopBackOff", "Error"]);
+    assert!(!shown_between, "a restart shows what it follows until it has an outcome: {statuses:?}");
+
+    // It takes a minute, after which the first watch may have ended.
+    Rows::watch(&cluster).until(&[("alive", "1/1", "Running", 1)]);
     shows(
         &described(&cluster, "alive"),
         &[
@@ -348,10 +354,6 @@ fn probes_and_hooks_and_what_they_tell() {
             "Container main failed liveness probe, will be restarted",
         ],
     );
-    let statuses = rows.statuses("hook-fails");
-    assert!(!statuses.contains(&"Running"), "{statuses:?}");
-    let shown_between = statuses.windows(2).any(|pair| pair == ["CrashLoopBackOff", "Error"]);
-    assert!(!shown_between, "a restart shows what it follows until it has an outcome: {statuses:?}");
 }
 
 fn time_to_delete(cluster: &Cluster, name: &str) -> Duration {
