@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::logs::remove_logs;
@@ -14,6 +14,11 @@ use crate::volume::tear_down::remove_volumes;
 /// What a text file says; nothing if it cannot be read.
 pub(crate) fn text(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_default()
+}
+
+/// Makes a directory of a Pod, with those on the way to it. Other users of the machine do not get to see what is in them.
+pub(crate) fn make_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o750).create(path)
 }
 
 /// The files that a container finds mounted.
@@ -29,7 +34,7 @@ impl ContainerFiles {
     /// Makes the Pod's hosts file and an empty termination message file.
     pub(crate) fn make(&self) -> io::Result<()> {
         if let Some(directory) = self.termination_file.parent() {
-            fs::create_dir_all(directory)?;
+            make_directory(directory)?;
         }
         // Containers that run have this very file mounted: it is only written when it says something else.
         if fs::read_to_string(&self.hosts_file).ok().as_deref() != Some(self.hosts.as_str()) {

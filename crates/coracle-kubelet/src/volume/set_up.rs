@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +19,7 @@ use super::token::Tokens;
 use super::write::{Writing, write};
 use super::{NOTES, host_path, is_live, kind, owner, place, used};
 use crate::context::Context;
+use crate::disk::make_directory;
 use crate::execute;
 use crate::objects::{Objects, Referable, version_of};
 use crate::pod::containers;
@@ -27,9 +28,6 @@ use crate::pod::reasons::PodEvent;
 use crate::pod::volumes::VolumesRound;
 use crate::spec::PodIdentity;
 use crate::spec::resources::{pod_resources, whole};
-
-/// Of directories on the way to a volume: other users of the machine do not get to see what is in it.
-const DIRECTORY_MODE: u32 = 0o750;
 
 /// What work on the volumes of one Pod shares.
 #[derive(Debug, Default)]
@@ -340,7 +338,7 @@ impl Work {
             owner::give_directory(directory.as_fd(), group, owner::WRITE)?;
         }
         if let Some(parent) = note.parent() {
-            fs::create_dir_all(parent)?;
+            make_directory(parent)?;
         }
         fs::write(note, "")
     }
@@ -369,7 +367,7 @@ impl Work {
 
     /// A directory that everybody may use. Only the machine's administrator gets as far as to it.
     fn make_directory(&self, host: &VolumeHost, memory: Option<u64>) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&self.path)?;
+        make_directory(&self.path)?;
         if let Some(bytes) = memory {
             host.mount_memory(&self.path, bytes)?;
         }

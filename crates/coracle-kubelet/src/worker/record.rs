@@ -12,6 +12,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::disk::make_directory;
 use crate::pod::memo::Memo;
 
 /// Its name in the Pod's directory.
@@ -34,7 +35,7 @@ pub(crate) fn write(directory: &Path, record: &[u8]) -> io::Result<()> {
     };
     let mut file = match open() {
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(directory)?;
+            make_directory(directory)?;
             open()?
         }
         other => other?,
