@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::PodAction;
 use super::backoff::{self, Backoff};
-use super::reasons;
 use super::volumes::VolumesRound;
+use super::{image_name, reasons};
 
 /// Pause before what failed for no back-off of its own is tried again.
 pub(crate) const RETRY: SignedDuration = SignedDuration::from_secs(10);
@@ -102,6 +102,12 @@ impl StartFailure {
     /// The image that a failed pull is about.
     pub(crate) fn pulled_image(&self) -> &str {
         self.pulling.as_deref().unwrap_or(&self.image)
+    }
+
+    /// Whether a failed pull is about the content of a volume, which is the Pod's more than the container's.
+    pub(crate) fn is_of_volume(&self) -> bool {
+        let own = image_name::with_default_tag(&self.image);
+        self.pulling.as_ref().is_some_and(|pulling| own.as_ref() != Ok(pulling))
     }
 
     /// Reason and message to show.

@@ -408,6 +408,10 @@ async fn the_content_of_an_image_is_fetched_like_the_image_of_a_container() {
     assert!(cluster.steps("pulled").contains(&"MODIFIED Pending | c ErrImagePull 0".to_owned()));
     let text = waiting("pulled");
     assert!(text.starts_with("Back-off pulling image \"absent:1\": ErrImagePull: "), "{text}");
+    let events = cluster.events("pulled").await;
+    let told = |event: &str| events.iter().any(|e| e == event);
+    assert!(told("Normal BackOff Back-off pulling image \"absent:1\""), "{events:#?}");
+    assert!(told("Warning Failed Error: ErrImagePull (spec.containers{c})"), "{events:#?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,7 +41,10 @@ pub(super) fn failure_holds_back(
         plan.actions.push(PodAction::BeginBackOff {
             container: name.to_owned(),
             instance: None,
-            event: failure.is_pull().then(|| reasons::pull_back_off_event(name, failure.pulled_image())),
+            event: failure.is_pull().then(|| {
+                let event = reasons::pull_back_off_event(name, failure.pulled_image());
+                if failure.is_of_volume() { PodEvent { container: None, ..event } } else { event }
+            }),
         });
         if failure.is_pull() {
             plan.actions
