@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use coracle_client::request;
+use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::CriError;
 use coracle_cri::scripted::{ImageScript, OnStop, RunScript, Trouble};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, NODE};
@@ -81,6 +81,9 @@ async fn a_runtime_that_does_not_kill_in_time_is_told_of_once() {
     assert!(!early, "half the grace more it has");
     let text = "Warning ExceededGracePeriod Container runtime did not kill the pod within specified grace period. (-) x1";
     assert_eq!(told().await, [text]);
+    // It is looked at again, and nothing new is to be said.
+    let patch = PatchBody::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
+    request::patch::<Pod>(&cluster.admin, &ObjectKey::namespaced("default", "p"), &patch).await.unwrap();
     cluster.clock.sleep(Duration::from_secs(60)).await;
     assert_eq!(told().await, [text]);
     assert_eq!(cluster.history("p").last().unwrap().0, "DELETED");
