@@ -1,4 +1,4 @@
-//! Volumes as a container sees them, with the kernel's mounts.
+//! Volumes as a container sees them, with the kernel's mounts, and the namespaces of the node.
 
 use std::path::PathBuf;
 
@@ -57,6 +57,7 @@ fn everything(host: &HostDirectory) -> Value {
                     {"configMap": {"name": "kube-root-ca.crt"}},
                     {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}}]}},
                 {"name": "host", "hostPath": {"path": host.0, "type": "DirectoryOrCreate"}},
+                {"name": "image", "image": {"reference": IMAGE}},
             ],
             "containers": [{
                 "name": "main", "image": IMAGE, "command": ["sh", "-c", "exec sleep 3600"],
@@ -69,7 +70,7 @@ fn everything(host: &HostDirectory) -> Value {
                 "envFrom": [{"configMapRef": {"name": "settings"}}],
                 "volumeMounts": [
                     mount("disk"), mount("mem"), mount("map"), mount("secret"), mount("maybe"), mount("down"),
-                    mount("all"), mount("host"),
+                    mount("all"), mount("host"), mount("image"),
                     {"name": "map", "mountPath": "/one", "subPath": "level"},
                     {"name": "disk", "mountPath": "/logs", "subPathExpr": "logs/$(POD)"},
                     {"name": "disk", "mountPath": "/map/inside"},
@@ -122,6 +123,10 @@ fn a_container_sees_every_kind_of_volume_as_it_should() {
         "web\n1\n192.0.2.7\tfar\taway"
     );
 
+    let of_image = "cmp /image/bin/busybox /bin/busybox && echo same; touch /image/x 2>/dev/null || echo unchanged; \
+                    /image/bin/busybox true 2>/dev/null || echo inert";
+    assert_eq!(said(of_image), "same\nunchanged\ninert");
+
     // Changes are seen, but not where a part is mounted.
     cluster.kubectl(&["patch", "configmap", "settings", "-p", r#"{"data":{"level":"2","new":"3"}}"#]);
     until(&cluster, "everything", "cat /map/level /map/new", "23");
@@ -170,4 +175,51 @@ fn a_part_of_a_volume_never_leads_out_of_it() {
             format!("failed to prepare subPath for volumeMount \"v\" of container {}", container["name"]);
         assert_eq!(container["state"]["waiting"]["message"], Value::from(expected));
     }
+}
+
+#[test]
+fn a_pod_may_be_in_the_namespaces_of_the_node() {
+    let cluster = Cluster::start();
+    let pod = |name: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+            "spec": {
+                "hostNetwork": true, "hostPID": true, "hostIPC": true, "terminationGracePeriodSeconds": 1,
+                "containers": [{"name": "main", "image": IMAGE, "ports": [{"containerPort": 47_321}],
+                    "command": ["sh", "-c", "trap '' TERM; setsid sleep 47321 & while true; do sleep 1; done"]}],
+            },
+        })
+    };
+    cluster.apply(&pod("first").to_string());
+    cluster.kubectl(&["wait", "pod/first", "--for=condition=Ready", "--timeout=60s"]);
+    let status = cluster.get(&["pod", "first"])["status"].take();
+    assert_eq!((&status["podIP"], &status["podIPs"]), (&status["hostIP"], &status["hostIPs"]));
+    for namespace in ["net", "uts", "ipc", "pid"] {
+        let path = format!("/proc/self/ns/{namespace}");
+        let own = std::fs::read_link(&path).unwrap();
+        assert_eq!(said(&cluster, "first", &format!("readlink {path}")), own.to_string_lossy());
+    }
+    let hosts = said(&cluster, "first", "head -1 /etc/hosts");
+    assert_eq!(hosts, "# Kubernetes-managed hosts file (host network).");
+
+    // Its ports are the node's: there is no second Pod with them, before the first has gone with all its processes.
+    cluster.apply(&pod("second").to_string());
+    cluster.wait("it waits for the ports", &["pod", "second"], |pod| {
+        let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+        conditions.clone().any(|c| {
+            c["message"]
+                .as_str()
+                .is_some_and(|why| why.contains("didn't have free ports for the requested pod ports"))
+        })
+    });
+    let uid = cluster.get(&["pod", "first"])["metadata"]["uid"].as_str().unwrap().to_owned();
+    let processes = || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        let groups = all.filter_map(|entry| std::fs::read_to_string(entry.path().join("cgroup")).ok());
+        groups.filter(|groups| groups.contains(&uid)).count()
+    };
+    assert!(processes() >= 2);
+    cluster.kubectl(&["delete", "pod", "first"]);
+    assert_eq!(processes(), 0, "also those that are in no session of the container's");
+    cluster.kubectl(&["wait", "pod/second", "--for=condition=Ready", "--timeout=60s"]);
 }
