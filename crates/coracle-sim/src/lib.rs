@@ -63,6 +63,7 @@ mod invariants;
 mod meddler;
 mod node;
 mod observer;
+mod rush;
 pub mod scenario;
 mod trace;
 mod view;

@@ -16,6 +16,7 @@ use serde_json::Value;
 use crate::acknowledged::Acknowledged;
 use crate::describe;
 use crate::invariants::{Change, Heard, Invariants};
+use crate::rush::Rush;
 use crate::trace::{Listen, Trace};
 use crate::view;
 use crate::violation::Violation;
@@ -31,6 +32,17 @@ pub(crate) type Notes = Arc<Mutex<Vec<(Duration, String, Note)>>>;
 pub(crate) struct Stored {
     pub(crate) value: Bytes,
     pub(crate) revision: u64,
+    parts: Parts,
+}
+
+/// What there is to look at in a stored object, decoded once.
+#[derive(Debug, Clone)]
+enum Parts {
+    Pod(Option<Arc<view::Pod>>),
+    Node(Option<Arc<view::Node>>),
+    Event(Option<view::Event>),
+    Other(Option<Value>),
+    Silent,
 }
 
 pub(crate) struct Observer {
@@ -41,6 +53,7 @@ pub(crate) struct Observer {
     objects: BTreeMap<String, Stored>,
     revision: u64,
     acknowledged: Acknowledged,
+    rush: Rush,
     notes: Notes,
     pub(crate) heard: Heard,
     trace: Trace,
@@ -49,7 +62,12 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    pub(crate) fn new(clock: Clock, seed: u64, acknowledged: Acknowledged, keep_lines: bool) -> Self {
+    pub(crate) fn new(
+        clock: Clock,
+        seed: u64,
+        (acknowledged, rush): (Acknowledged, Rush),
+        keep_lines: bool,
+    ) -> Self {
         Observer {
             clock,
             seed,
@@ -58,6 +76,7 @@ impl Observer {
             objects: BTreeMap::new(),
             revision: 0,
             acknowledged,
+            rush,
             notes: Notes::default(),
             heard: Heard::default(),
             trace: Trace::new(keep_lines),
@@ -196,6 +215,9 @@ impl Observer {
             let broken = self.invariants.acknowledged(self.revision, &write);
             self.judge(broken);
         }
+        if let Some(what) = self.rush.found() {
+            self.broken("the cluster comes to rest at every moment", format!("{what}, again and again"));
+        }
         let broken = self.invariants.quiet(now, self.clock.now());
         self.judge(broken);
         now
@@ -246,17 +268,22 @@ impl Observer {
             _ => event.value,
         };
         self.trace.absorb(value.as_deref().unwrap_or_default());
+        let parts = Parts::of(&key, value.as_ref());
         let old = match &value {
-            Some(value) => self.objects.insert(key.clone(), Stored { value: value.clone(), revision }),
+            Some(value) => {
+                let stored = Stored { value: value.clone(), revision, parts: parts.kept() };
+                self.objects.insert(key.clone(), stored)
+            }
             None => self.objects.remove(&key),
         };
         let known = event.previous.as_ref().map(|previous| previous.mod_revision.0);
         if known != old.as_ref().map(|old| old.revision) {
+            let last = old.as_ref().map(|old| old.revision);
             let what =
-                format!("{key} changed from revision {known:?}, and {old:?} was the last that was seen");
+                format!("{key} changed from revision {known:?}, and {last:?} was the last that was seen");
             self.broken("watch streams are gapless", what);
         }
-        let change = Change::of(&key, old.as_ref().map(|old| &old.value), value.as_ref());
+        let change = parts.after(old);
         let text = describe_change(&change);
         self.trace.change(self.clock.elapsed(), revision, &key, value.as_ref(), text.as_deref());
         self.invariants.streams.changed(revision, &key, value.is_some());
@@ -271,17 +298,16 @@ fn of_pod(instance: &coracle_cri::scripted::Instance) -> String {
 
 fn describe_change(change: &Change) -> Option<String> {
     match change {
-        Change::Pod(old, new) => describe::pod(old.as_ref(), new.as_ref()),
-        Change::Node(old, new) => describe::node(old.as_ref(), new.as_ref()),
+        Change::Pod(old, new) => describe::pod(old.as_deref(), new.as_deref()),
+        Change::Node(old, new) => describe::node(old.as_deref(), new.as_deref()),
         Change::Event(new) => new.as_ref().map(describe::event),
         Change::Other(old, new) => describe::other(old.as_ref(), new.as_ref()),
         Change::Silent => None,
     }
 }
 
-impl Change {
-    /// What a change of the stored bytes is about.
-    fn of(key: &str, old: Option<&Bytes>, new: Option<&Bytes>) -> Change {
+impl Parts {
+    fn of(key: &str, value: Option<&Bytes>) -> Parts {
         let below = |plural: &str| {
             key.strip_prefix("/registry/")
                 .and_then(|rest| rest.strip_prefix(plural))
@@ -291,15 +317,43 @@ impl Change {
             serde_json::from_slice(bytes?).ok()
         }
         if below("pods") {
-            Change::Pod(part::<view::Pod>(old), part::<view::Pod>(new))
+            Parts::Pod(part::<view::Pod>(value).map(Arc::new))
         } else if below("nodes") || below("minions") {
-            Change::Node(part::<view::Node>(old), part::<view::Node>(new))
+            Parts::Node(part::<view::Node>(value).map(Arc::new))
         } else if below("events") {
-            Change::Event(part::<view::Event>(new))
+            Parts::Event(part::<view::Event>(value))
         } else if below("leases") {
-            Change::Silent
+            Parts::Silent
         } else {
-            Change::Other(part::<Value>(old), part::<Value>(new))
+            Parts::Other(part::<Value>(value))
+        }
+    }
+
+    /// What is kept until the object changes again: not what is large, or not looked at then.
+    fn kept(&self) -> Parts {
+        match self {
+            Parts::Pod(pod) => Parts::Pod(pod.clone()),
+            Parts::Node(node) => Parts::Node(node.clone()),
+            Parts::Event(_) | Parts::Other(_) | Parts::Silent => Parts::Silent,
+        }
+    }
+
+    /// The change from what was stored to this.
+    fn after(self, old: Option<Stored>) -> Change {
+        match self {
+            Parts::Pod(new) => {
+                let old = old.and_then(|old| if let Parts::Pod(old) = old.parts { old } else { None });
+                Change::Pod(old, new)
+            }
+            Parts::Node(new) => {
+                let old = old.and_then(|old| if let Parts::Node(old) = old.parts { old } else { None });
+                Change::Node(old, new)
+            }
+            Parts::Event(new) => Change::Event(new),
+            Parts::Other(new) => {
+                Change::Other(old.and_then(|old| serde_json::from_slice(&old.value).ok()), new)
+            }
+            Parts::Silent => Change::Silent,
         }
     }
 }

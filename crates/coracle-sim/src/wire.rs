@@ -21,6 +21,7 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio_util::sync::CancellationToken;
 
 use crate::acknowledged::Acknowledged;
+use crate::rush::Rush;
 
 /// After this long without an answer a connection is dead.
 const GIVE_UP: Duration = PING_INTERVAL.saturating_add(PING_TIMEOUT);
@@ -97,11 +98,13 @@ pub(crate) struct Wire {
     clock: Clock,
     trouble: Arc<watch::Sender<Trouble>>,
     acknowledged: Acknowledged,
+    rush: Rush,
 }
 
 impl Wire {
-    pub(crate) fn new(address: Address, clock: Clock, acknowledged: Acknowledged) -> Self {
-        Wire { address, clock, trouble: Arc::new(watch::Sender::new(Trouble::default())), acknowledged }
+    pub(crate) fn new(address: Address, clock: Clock, acknowledged: Acknowledged, rush: Rush) -> Self {
+        let trouble = Arc::new(watch::Sender::new(Trouble::default()));
+        Wire { address, clock, trouble, acknowledged, rush }
     }
 
     pub(crate) fn set(&self, change: impl FnOnce(&mut Trouble)) {
@@ -136,6 +139,10 @@ impl Wire {
         request: Request<kube::client::Body>,
         user: UserInfo,
     ) -> Result<Response<Body>, Unreachable> {
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        if !self.rush.count(self.clock.elapsed(), &user.name, method, path) {
+            return std::future::pending().await;
+        }
         self.pass().await?;
         let up = self.address.slot().clone().ok_or(Unreachable::Refused)?;
         let changes =

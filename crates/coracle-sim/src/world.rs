@@ -23,6 +23,7 @@ use crate::hook::{Hook, Until};
 use crate::invariants::Scope;
 use crate::node::{NodeSettings, SimNode};
 use crate::observer::{Observer, Stored};
+use crate::rush::Rush;
 use crate::trace::{Listen, Trace};
 use crate::violation::Violation;
 use crate::wire::{Address, Unreachable, Wire};
@@ -101,6 +102,7 @@ pub struct World {
     rng: Rng,
     address: Address,
     acknowledged: Acknowledged,
+    rush: Rush,
     directory: tempfile::TempDir,
     // Last, so that everything else is gone when it ends.
     runtime: tokio::runtime::Runtime,
@@ -136,15 +138,15 @@ impl World {
         let guard = runtime.enter();
         let mut rng = Rng::seeded(settings.seed);
         let clock = Clock::starting_at(settings.start);
-        let acknowledged = Acknowledged::default();
-        let mut observer =
-            Observer::new(clock.clone(), settings.seed, acknowledged.clone(), settings.keep_lines);
+        let (acknowledged, rush) = (Acknowledged::default(), Rush::default());
+        let notes = (acknowledged.clone(), rush.clone());
+        let mut observer = Observer::new(clock.clone(), settings.seed, notes, settings.keep_lines);
         if let Some(listen) = listen {
             observer.listen(listen);
         }
         hook.install(observer);
         let address = Address::new();
-        let wire = || Wire::new(address.clone(), clock.clone(), acknowledged.clone());
+        let wire = || Wire::new(address.clone(), clock.clone(), acknowledged.clone(), rush.clone());
         let disk = SimFs::new(rng.fork("disk"));
         let (restarts, asked) = mpsc::unbounded_channel();
         let (control_wire, admin) = (wire(), wire());
@@ -176,6 +178,7 @@ impl World {
             rng,
             address,
             acknowledged,
+            rush,
             directory,
             runtime,
         };
@@ -381,7 +384,8 @@ impl World {
         let _guard = self.runtime.enter();
         let nth = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         let clock = Clock::starting_at(self.clock.now());
-        let wire = Wire::new(self.address.clone(), self.clock.clone(), self.acknowledged.clone());
+        let (acknowledged, rush) = (self.acknowledged.clone(), self.rush.clone());
+        let wire = Wire::new(self.address.clone(), self.clock.clone(), acknowledged, rush);
         let rng = self.rng.fork("node");
         let mut node = SimNode::new(settings, nth, self.directory.path(), wire, clock, rng);
         node.runtime.listen(self.hook.observer(|observer| observer.listener(&name)));

@@ -43,7 +43,18 @@ pub(crate) fn decide<O: Object, C: Object>(
     }
 }
 
-/// Writes down who was taken in and let go; the newest revision of that, or `None` if nothing was to be written.
+/// What came of writing down who was taken in and let go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CarriedOut {
+    /// Nothing was to be written.
+    Nothing,
+    /// It is written; this is the newest revision.
+    Newest(u64),
+    /// All that was to be written is about objects that are not so any more.
+    InVain,
+}
+
+/// Writes down who was taken in and let go.
 ///
 /// Children may carry a finalizer of the owner's while they are its own.
 pub(crate) async fn carry_out<O: Object, C: Object>(
@@ -51,18 +62,18 @@ pub(crate) async fn carry_out<O: Object, C: Object>(
     owner: &O,
     claims: &Claims<C>,
     finalizer: Option<&str>,
-) -> Result<Option<u64>, Error> {
+) -> Result<CarriedOut, Error> {
     if claims.adopt.is_empty() && claims.release.is_empty() {
-        return Ok(None);
+        return Ok(CarriedOut::Nothing);
     }
-    let mut newest = 0;
+    let mut newest = None;
     if !claims.adopt.is_empty() {
         // The copy may be of before its deletion, or of another one of this name.
         let fresh = request::get::<O>(client, &key_of(owner)).await;
         let may = match &fresh {
             Ok(fresh) => uid_of(fresh) == uid_of(owner) && fresh.meta().deletion_timestamp.is_none(),
             Err(error) if error.is_not_found() => false,
-            Err(_) => return fresh.map(|_| None),
+            Err(_) => return fresh.map(|_| CarriedOut::InVain),
         };
         for child in claims.adopt.iter().filter(|_| may) {
             newest = newest.max(change(client, child, adoption(owner, child, finalizer)).await?);
@@ -71,15 +82,16 @@ pub(crate) async fn carry_out<O: Object, C: Object>(
     for child in &claims.release {
         newest = newest.max(change(client, child, release(owner, child, finalizer)).await?);
     }
-    Ok(Some(newest))
+    Ok(newest.map_or(CarriedOut::InVain, CarriedOut::Newest))
 }
 
-async fn change<C: Object>(client: &Client, child: &Arc<C>, patch: Value) -> Result<u64, Error> {
+/// The revision of the change; `None` if there is nothing left to change.
+async fn change<C: Object>(client: &Client, child: &Arc<C>, patch: Value) -> Result<Option<u64>, Error> {
     let key = key_of(child.as_ref());
     match request::patch::<C>(client, &key, &PatchBody::Strategic(patch)).await {
-        Ok(changed) => Ok(revision_of(&changed)),
+        Ok(changed) => Ok(Some(revision_of(&changed))),
         // It is gone, or another one by now.
-        Err(error) if error.is_not_found() || error.is_conflict() => Ok(0),
+        Err(error) if error.is_not_found() || error.is_conflict() => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -148,5 +160,33 @@ mod tests {
         let claims = decide(&owner, &selector, children(), orphans());
         assert_eq!(names(&claims.held), ["own"]);
         assert!(claims.adopt.is_empty() && claims.release.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_the_server_has_no_more_is_claimed_in_vain() {
+        let owner: ReplicaSet =
+            serde_json::from_value(json!({"metadata": {"namespace": "n", "name": "r", "uid": "u"}})).unwrap();
+        let selector = LabelSelector::parse("app=a").unwrap();
+        let answering = |code: u16| {
+            coracle_client::in_process(tower::service_fn(
+                move |request: http::Request<kube::client::Body>| {
+                    let own = request.method() == http::Method::GET;
+                    let object = json!({"metadata": {"name": "r", "uid": "u", "resourceVersion": "7"}});
+                    let refusal = json!({"status": "Failure", "code": code, "reason": "Conflict"});
+                    let (code, body) = if own || code == 200 { (200, object) } else { (code, refusal) };
+                    let answer = http::Response::builder().status(code);
+                    let body = kube::client::Body::from(body.to_string().into_bytes());
+                    std::future::ready(answer.body(body).map_err(tower::BoxError::from))
+                },
+            ))
+        };
+        let strays =
+            || decide(&owner, &selector, vec![pod("stray", "b", Some("u"))], vec![pod("o", "a", None)]);
+        let client = answering(409);
+        assert_eq!(carry_out(&client, &owner, &strays(), None).await.unwrap(), CarriedOut::InVain);
+        let client = answering(200);
+        assert_eq!(carry_out(&client, &owner, &strays(), None).await.unwrap(), CarriedOut::Newest(7));
+        let none = decide(&owner, &selector, vec![pod("own", "a", Some("u"))], Vec::new());
+        assert_eq!(carry_out(&client, &owner, &none, None).await.unwrap(), CarriedOut::Nothing);
     }
 }

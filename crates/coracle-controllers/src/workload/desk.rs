@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{Client, Error};
 use serde_json::Value;
 
+use super::claim::CarriedOut;
 use super::family::{Changed, Family};
 use super::{CATCH_UP, claim, controller_of, is_terminating_namespace, selects, words_of};
 use crate::keyed::{self, Looked};
@@ -147,12 +148,14 @@ impl<O: Object, C: Object> Desk<O, C> {
         };
         let claims = claim::decide(owner.as_ref(), &selector, children, orphans);
         match claim::carry_out(&self.client, owner.as_ref(), &claims, self.finalizer).await? {
-            Some(newest) => {
-                self.written_children.note(key, newest);
+            CarriedOut::Newest(revision) => {
+                self.written_children.note(key, revision);
                 self.queue.add(key.clone());
                 Ok(Case::Later(Looked::Settled))
             }
-            None => Ok(Case::Open(owner, claims.held)),
+            // The copies are of before something that the server knows: to look again at once is to see the same.
+            CarriedOut::InVain => Ok(Case::Later(Looked::Again)),
+            CarriedOut::Nothing => Ok(Case::Open(owner, claims.held)),
         }
     }
 

@@ -13,6 +13,7 @@ mod streams;
 mod told;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri::scripted::Note;
@@ -38,10 +39,9 @@ const HISTORY: usize = 100_000;
 
 /// A change of an object: as it was before, as it is now.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it goes nowhere")]
 pub(crate) enum Change {
-    Pod(Option<Pod>, Option<Pod>),
-    Node(Option<Node>, Option<Node>),
+    Pod(Option<Arc<Pod>>, Option<Arc<Pod>>),
+    Node(Option<Arc<Node>>, Option<Arc<Node>>),
     Event(Option<Event>),
     Other(Option<Value>, Option<Value>),
     /// Not worth a word.
@@ -57,7 +57,7 @@ pub(crate) struct Invariants {
     order: Order,
     told: Told,
     /// Pods in the store, by UID.
-    shown: BTreeMap<String, Pod>,
+    shown: BTreeMap<String, Arc<Pod>>,
     pub(crate) streams: Streams,
     /// Which key each of the last revisions was about.
     history: BTreeMap<u64, Vec<String>>,
@@ -72,20 +72,20 @@ impl Invariants {
         }
         match change {
             Change::Pod(old, new) => {
-                let (old, new) = (old.as_ref(), new.as_ref());
-                self.live.pod_changed(now, old, new);
                 if let Some(old) = old {
                     self.shown.remove(&old.metadata.uid);
                 }
                 if let Some(new) = new {
-                    self.shown.insert(new.metadata.uid.clone(), new.clone());
+                    self.shown.insert(new.metadata.uid.clone(), Arc::clone(new));
                 }
+                let (old, new) = (old.as_deref(), new.as_deref());
+                self.live.pod_changed(now, old, new);
                 let broken = self.pods.changed(now, old, new);
                 let broken = broken.or_else(|| self.capacity.pod_changed(now, old, new));
                 broken.or_else(|| self.order.pod_changed(old, new))
             }
             Change::Node(old, new) => {
-                self.capacity.node_changed(new.as_ref(), old.as_ref());
+                self.capacity.node_changed(new.as_deref(), old.as_deref());
                 None
             }
             Change::Other(old, new) => {
@@ -101,7 +101,9 @@ impl Invariants {
         match note {
             Note::Started(instance) => {
                 let broken = self.live.started(now, node, instance);
-                broken.or_else(|| self.order.started(self.shown.get(&instance.pod_uid), instance))
+                broken.or_else(|| {
+                    self.order.started(self.shown.get(&instance.pod_uid).map(AsRef::as_ref), instance)
+                })
             }
             Note::Ended(instance, code) => {
                 self.order.ended(instance, *code);

@@ -1,6 +1,7 @@
 //! The rule that an end is told of: a container that ended does not go on running in the store.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use coracle_cri::scripted::Instance;
@@ -34,7 +35,7 @@ impl Told {
         self.ends.entry(instance.pod_uid.clone()).or_default().insert(instance.id.0.clone(), end);
     }
 
-    pub(crate) fn quiet(&mut self, now: Duration, calm: &Calm, pods: &BTreeMap<String, Pod>) -> Broken {
+    pub(crate) fn quiet(&mut self, now: Duration, calm: &Calm, pods: &BTreeMap<String, Arc<Pod>>) -> Broken {
         let late: Vec<_> = self.due.iter().take_while(|(due, _)| *due < now).cloned().collect();
         for (due, uid) in late {
             let Some(ends) = self.ends.get_mut(&uid) else {
@@ -55,7 +56,7 @@ impl Told {
             let mut all = ends.values();
             let forgotten = all.find(|end| calm.due(end.at + LATE, &end.node).is_some_and(|due| due < now));
             if let Some(End { node, at }) = forgotten {
-                let name = shown.map(Pod::full_name).unwrap_or_default();
+                let name = shown.map(|pod| pod.full_name()).unwrap_or_default();
                 let what = format!(
                     "a container of {name} on {node} ended {:?} ago, and is shown as running",
                     now - *at

@@ -13,7 +13,7 @@ use super::expect::{Judge, Verdict};
 use super::model::{Action, Manifest, Scenario, Step, Target};
 use super::problem::{Problem, Problems};
 use super::report::{Report, verdict_line};
-use super::seen::{Id, Seen, container_statuses};
+use super::seen::{Id, Seen, about, container_statuses};
 use crate::{Fault, Settings, SimError, Told, World};
 
 /// Hears the trace, line by line.
@@ -77,7 +77,17 @@ impl Table {
     }
 
     fn changed(&mut self, at: Duration, key: &str, value: Option<&Bytes>, text: Option<&str>) {
-        let Some(id) = id_of(key).filter(|id| self.kinds.contains(id.kind)) else { return };
+        let Some(id) = id_of(key) else { return };
+        if !self.kinds.contains(id.kind) {
+            // What an Event says belongs to the story of what it is about, also where nobody counts Events.
+            let about = value.filter(|_| id.kind == "event").zip(text).and_then(|(bytes, text)| {
+                Some((about(bytes).filter(|about| self.kinds.contains(about.kind))?, text))
+            });
+            if let Some((about, text)) = about {
+                self.seen.remember(at, &about, text);
+            }
+            return;
+        }
         let object = value.and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok()).map(Arc::new);
         self.seen.change(at, &id, object, text);
         self.judge(|judge, seen| judge.changed(id.kind, seen));

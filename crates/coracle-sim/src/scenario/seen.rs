@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::Value;
 
 /// How many lines about an object are kept.
@@ -94,7 +95,8 @@ impl Seen {
         }
     }
 
-    fn remember(&mut self, at: Duration, about: &Id, text: &str) {
+    /// Keeps a line about an object, for whoever asks for the last ones.
+    pub fn remember(&mut self, at: Duration, about: &Id, text: &str) {
         let lines = self.lines.entry(about.clone()).or_default();
         lines.push_back(Line { at, text: text.to_owned() });
         if lines.len() > KEPT {
@@ -179,11 +181,31 @@ fn involved(event: &Value) -> Option<Id> {
         Value::Null => &event["regarding"],
         about => about,
     };
-    let kind = super::expect::kind_of(about["kind"].as_str()?)?;
-    let namespace = if kind.namespaced { about["namespace"].as_str()? } else { "" };
-    Some(Id {
-        kind: kind.singular,
-        namespace: namespace.to_owned(),
-        name: about["name"].as_str()?.to_owned(),
-    })
+    let text = |field: &str| about[field].as_str().map(str::to_owned);
+    Reference { kind: text("kind")?, namespace: text("namespace"), name: text("name")? }.id()
+}
+
+/// The object that an Event in the store's form is about.
+pub(super) fn about(event: &[u8]) -> Option<Id> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct About {
+        involved_object: Reference,
+    }
+    serde_json::from_slice::<About>(event).ok()?.involved_object.id()
+}
+
+#[derive(Deserialize)]
+struct Reference {
+    kind: String,
+    namespace: Option<String>,
+    name: String,
+}
+
+impl Reference {
+    fn id(self) -> Option<Id> {
+        let kind = super::expect::kind_of(&self.kind)?;
+        let namespace = if kind.namespaced { self.namespace? } else { String::new() };
+        Some(Id { kind: kind.singular, namespace, name: self.name })
+    }
 }

@@ -63,10 +63,17 @@ pub(super) fn selected<'a>(
     filter: &'a Filter,
     objects: &'a Objects,
 ) -> impl Iterator<Item = (&'a Id, &'a Arc<Value>)> {
-    objects.iter().filter(move |(id, object)| {
+    // Objects are in the order of kind, namespace and name: what cannot be meant is not looked at.
+    let namespace = filter.namespace.clone().unwrap_or_default();
+    let exact = filter.name.as_ref().filter(|name| filter.namespace.is_some() && !name.contains('*'));
+    let from = Id { kind: filter.kind, namespace, name: exact.cloned().unwrap_or_default() };
+    let among = objects.range(from..).take_while(move |(id, _)| {
         id.kind == filter.kind
             && filter.namespace.as_ref().is_none_or(|namespace| *namespace == id.namespace)
-            && filter.name.as_ref().is_none_or(|pattern| name_fits(pattern, &id.name))
+            && exact.is_none_or(|name| *name == id.name)
+    });
+    among.filter(move |(id, object)| {
+        filter.name.as_ref().is_none_or(|pattern| name_fits(pattern, &id.name))
             && filter.labels.matches(object)
             && filter.node.as_ref().is_none_or(|node| object["spec"]["nodeName"] == node.as_str())
     })

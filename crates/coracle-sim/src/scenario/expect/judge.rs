@@ -158,7 +158,11 @@ impl Watch {
     fn new(expectation: Expectation) -> Self {
         let mut kinds: Vec<&'static str> = Vec::new();
         let mut add = |predicate: &Predicate| {
-            kinds.extend(predicate.claims().iter().map(|claim| claim.filter.kind));
+            for claim in predicate.claims() {
+                kinds.push(claim.filter.kind);
+                // An Event is an object of its own, and what it says is about another.
+                kinds.extend(claim.counts_events().then_some("event"));
+            }
         };
         add(&expectation.what);
         for moment in expectation.when.moments() {
@@ -166,8 +170,6 @@ impl Watch {
                 add(predicate);
             }
         }
-        // An Event is an object of its own, and what it says is about another.
-        kinds.push("event");
         Watch { expectation, first: [None; 2], then: None, begun: false, looked: false, kinds }
     }
 

@@ -179,6 +179,14 @@ pub struct Claim {
     pub tests: Vec<(bool, Test)>,
 }
 
+impl Claim {
+    /// Whether it is about how often something was told.
+    #[must_use]
+    pub fn counts_events(&self) -> bool {
+        self.tests.iter().any(|(_, test)| matches!(test, Test::Event { .. }))
+    }
+}
+
 /// How many objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the head of this file says what they mean")]
