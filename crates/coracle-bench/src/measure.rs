@@ -80,7 +80,7 @@ fn written(processes: &[u32]) -> u64 {
     processes.iter().filter_map(of).sum()
 }
 
-fn cpu_ticks(processes: &[u32]) -> u64 {
+pub(crate) fn cpu_ticks(processes: &[u32]) -> u64 {
     processes
         .iter()
         .filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok())
@@ -124,21 +124,24 @@ pub(crate) struct InTurn {
     pub(crate) deleted: Vec<Duration>,
 }
 
-type Events = BoxStream<'static, kube::Result<WatchEvent<Pod>>>;
+pub(crate) type Events = BoxStream<'static, kube::Result<WatchEvent<Pod>>>;
 
-/// Starts a Pod, waits until a watch shows it Ready, deletes it, waits until the watch shows it gone; again.
+/// Starts a Pod, with a token of its service account or without, waits until a watch shows it Ready, deletes it, waits
+/// until the watch shows it gone; again.
 pub(crate) async fn pods_in_turn(
     client: &kube::Client,
     clock: &Clock,
     count: usize,
+    token: bool,
 ) -> anyhow::Result<InTurn> {
     let api: Api<Pod> = Api::default_namespaced(client.clone());
     let mut events = watch(&api).await?;
     let mut result = InTurn::default();
     for number in 0..count {
         let name = format!("turn-{number}");
+        let manifest = pod(&name, token)?;
         let begin = clock.elapsed();
-        api.create(&PostParams::default(), &pod(&name)?).await?;
+        api.create(&PostParams::default(), &manifest).await?;
         result.answered.push(clock.elapsed() - begin);
         let (mut bound, mut creating) = (None, None);
         let ready = loop {
@@ -194,7 +197,7 @@ pub(crate) async fn start_at_once(
     let mut events = watch(&api).await?;
     let names: BTreeSet<String> = (0..count).map(|number| format!("burst-{number}")).collect();
     let begin = clock.elapsed();
-    let manifests = names.iter().map(|name| pod(name)).collect::<anyhow::Result<Vec<_>>>()?;
+    let manifests = names.iter().map(|name| pod(name, true)).collect::<anyhow::Result<Vec<_>>>()?;
     futures::future::try_join_all(
         manifests.iter().map(async |pod| api.create(&PostParams::default(), pod).await),
     )
@@ -323,13 +326,13 @@ async fn created(client: &kube::Client) -> anyhow::Result<(f64, f64)> {
     ))
 }
 
-async fn watch(api: &Api<Pod>) -> anyhow::Result<Events> {
+pub(crate) async fn watch(api: &Api<Pod>) -> anyhow::Result<Events> {
     let version = api.list(&Default::default()).await?.metadata.resource_version.unwrap_or_default();
     Ok(api.watch(&WatchParams::default().timeout(290), &version).await?.map_err(Into::into).boxed())
 }
 
 /// The next state of one Pod; `None` when it is gone.
-async fn next(events: &mut Events, name: &str) -> anyhow::Result<Option<Pod>> {
+pub(crate) async fn next(events: &mut Events, name: &str) -> anyhow::Result<Option<Pod>> {
     loop {
         match events.next().await.context("the watch ended")?? {
             WatchEvent::Added(pod) | WatchEvent::Modified(pod)
@@ -350,11 +353,11 @@ pub(crate) fn is_ready(pod: &Pod) -> bool {
 }
 
 /// A Pod whose process exits on SIGTERM.
-fn pod(name: &str) -> anyhow::Result<Pod> {
+pub(crate) fn pod(name: &str, token: bool) -> anyhow::Result<Pod> {
     Ok(serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": name},
-        "spec": {"containers": [{
+        "spec": {"automountServiceAccountToken": token, "containers": [{
             "name": "main", "image": "busybox:1.35",
             "command": ["sh", "-c", "trap 'exit 0' TERM; sleep 3600 & wait $!"],
         }]},

@@ -22,6 +22,12 @@ impl Row {
         let (p50, p99) = (percentile(samples, 50), percentile(samples, 99));
         Row::text(name, format!("{:.1} ms p50, {:.1} ms p99", millis(p50), millis(p99)), budget, upstream)
     }
+
+    /// How many times as long as others some durations are, in the middle.
+    pub(crate) fn ratio(name: &str, samples: &[Duration], others: &[Duration]) -> Self {
+        let ratio = millis(percentile(samples, 50)) / millis(percentile(others, 50)).max(f64::MIN_POSITIVE);
+        Row::text(name, format!("{ratio:.2} of p50"), "", "")
+    }
 }
 
 /// The rows under a header, aligned.

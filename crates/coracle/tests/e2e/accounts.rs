@@ -71,7 +71,7 @@ fn a_program_in_a_pod_is_its_service_account() {
     let who =
         json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});
     let reviewed = || -> Value {
-        let arguments = ["create", "-o", "json", "--raw", review, "-f", "-"];
+        let arguments = ["create", "--raw", review, "-f", "-"];
         let output = cluster.run_kubectl(crate::support::Kubectl::V37, &arguments, &who.to_string());
         check(&output, "kubectl create --raw");
         serde_json::from_slice(&output.stdout).unwrap()
