@@ -31,6 +31,8 @@ pub struct KubeletConfig {
     pub api: Option<KubeletApi>,
     /// Where each Pod has a directory of its own, for its volumes, its hosts file and termination messages.
     pub pods_dir: PathBuf,
+    /// Where it is written down with which credentials images were fetched.
+    pub image_records_dir: PathBuf,
     /// On what machine volumes are.
     pub volume_host: VolumeHost,
     /// Where containers' logs go: `NAMESPACE_NAME_UID/CONTAINER/N.log`.

@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodStatus, Service};
 use tokio::sync::Semaphore;
 
 use crate::KubeletConfig;
+use crate::credentials::records::Records;
 use crate::handler::Handlers;
 use crate::objects::Objects;
 use crate::pod::containers;
@@ -32,6 +33,8 @@ pub(crate) struct Context {
     pub(crate) services: Informer<Service>,
     /// ConfigMaps and Secrets that Pods of this node refer to.
     pub(crate) objects: Objects,
+    /// With which credentials images were fetched.
+    pub(crate) image_records: Arc<Records>,
     /// This node's own object.
     pub(crate) nodes: Informer<Node>,
     /// Name of the runtime, the scheme of container ids.

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use crate::KubeletConfig;
 use crate::context::Context;
+use crate::credentials;
 use crate::disk::{self, PodFiles};
 use crate::hooks;
 use crate::pod::history::Outcome;
@@ -162,6 +163,7 @@ pub(crate) async fn pull_image(
     image: String,
     volume: bool,
 ) -> Outcome {
+    let secrets = credentials::secrets_or_event(&context, &pod).await;
     let about = (!volume).then(|| container.clone());
     let tell = |warning, reason, message| {
         context.report(&pod, &PodEvent { container: about.clone(), warning, reason, message });
@@ -170,8 +172,7 @@ pub(crate) async fn pull_image(
     let asked = context.clock.elapsed();
     let _turn = context.pulls.acquire().await;
     let begun = context.clock.elapsed();
-    let reference = ImageSpec { image: image.clone() };
-    let result = context.images.pull_image(&reference, None, None).await;
+    let result = credentials::pull::pull(&context, &secrets, &image).await;
     let ended = context.clock.elapsed();
     match result {
         Ok(image_ref) => {
@@ -260,6 +261,8 @@ async fn try_start(
     let container = container.as_ref();
     let image = resolve_image(context, container, start).await?;
     if let Some(event) = &start.event {
+        // Nothing had to be fetched. That secrets for it are missing is told all the same.
+        credentials::secrets_or_event(context, pod).await;
         context.report(pod, event);
     }
     let sandbox_config = {

@@ -23,6 +23,7 @@ use tracing::{error, info, warn};
 
 use crate::admission::{admit, has_ended};
 use crate::context::Context;
+use crate::credentials::records::Records;
 use crate::handler::Handlers;
 use crate::objects::Objects;
 use crate::pod::inputs::{Eviction, Rejection};
@@ -135,6 +136,12 @@ impl Kubelet {
             made.map_err(|source| KubeletError::Directory { path: path.clone(), source })?;
         }
         let version = runtime.version().await.map_err(KubeletError::Runtime)?;
+        let here = images.list_images().await.ok();
+        let path = config.image_records_dir.clone();
+        let image_records = clock.blocking(move || Records::open(&path, here.as_deref())).await;
+        let image_records = image_records
+            .map(Arc::new)
+            .map_err(|source| KubeletError::Directory { path: config.image_records_dir.clone(), source })?;
         let recorder = EventRecorder::new(&client, "kubelet", &config.node_name, clock.clone());
         let by_field = |field: &str| ListOptions {
             fields: Some(format!("{field}={}", config.node_name)),
@@ -161,6 +168,7 @@ impl Kubelet {
             pods,
             services,
             objects,
+            image_records,
             nodes,
             runtime_name: version.runtime_name,
             network: watch::channel(Err("the network has not been looked at yet".to_owned())).0,

@@ -8,6 +8,7 @@
 pub mod admission;
 mod config;
 mod context;
+mod credentials;
 mod disk;
 mod execute;
 mod handler;

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod cluster;
+#[path = "pods/credentials.rs"]
+mod credentials;
 mod lifecycle;
 mod probing;
 #[path = "pods/rules.rs"]

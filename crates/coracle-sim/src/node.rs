@@ -125,6 +125,7 @@ impl SimNode {
             max_pods: *max_pods,
             api: None,
             pods_dir: self.directory.join("pods"),
+            image_records_dir: self.directory.join("images"),
             volume_host: VolumeHost::Below(self.directory.join("host")),
             pod_logs_dir: self.directory.join("logs/pods"),
             container_logs_dir: self.directory.join("logs/containers"),

@@ -72,6 +72,11 @@ impl Cluster {
         self.data.join("kubelet/pods")
     }
 
+    /// Where the node agent writes down with which credentials images were fetched.
+    pub(crate) fn image_records(&self) -> PathBuf {
+        self.data.join("kubelet/images")
+    }
+
     /// The cgroup above all of this cluster's Pods, in every hierarchy.
     pub(crate) fn cgroup_root(&self) -> String {
         format!("/coracle-{}", self.name)

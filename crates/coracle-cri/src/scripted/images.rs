@@ -41,7 +41,7 @@ impl ImageService for ScriptedRuntime {
     async fn pull_image(
         &self,
         image: &ImageSpec,
-        _auth: Option<&AuthConfig>,
+        auth: Option<&AuthConfig>,
         _sandbox: Option<&PodSandboxConfig>,
     ) -> CriResult<String> {
         self.meet_trouble("pull_image").await?;
@@ -59,8 +59,15 @@ impl ImageService for ScriptedRuntime {
             .or(script.pull_failures.last().filter(|_| script.pull_never_succeeds));
         *nth += 1;
         state.log(format!("pull {name}"));
+        let is_let_in = script.login.as_ref().is_none_or(|login| {
+            auth.is_some_and(|auth| (&auth.username, &auth.password) == (&login.username, &login.password))
+        });
         match failure {
             Some(error) => Err(error.clone()),
+            None if !is_let_in => Err(CriError::Internal(
+                "pull access denied, repository does not exist or may require authorization: authorization failed"
+                    .to_owned(),
+            )),
             None => Ok(state.add_image(&name)),
         }
     }

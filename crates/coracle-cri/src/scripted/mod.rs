@@ -27,7 +27,7 @@ use crate::{
     ContainerEvent, ContainerEventKind, ContainerId, ContainerState, ContainerStatus, CriError, CriResult,
     EnvVar, Image, PodSandboxId, PodSandboxState, PodSandboxStatus,
 };
-pub use script::{ANNOTATION, Answer, Exit, ImageScript, Line, Memory, OnStop, RunScript, Trouble};
+pub use script::{ANNOTATION, Answer, Exit, ImageScript, Line, Login, Memory, OnStop, RunScript, Trouble};
 
 /// Where addresses of Pods come from as long as nobody has said.
 const USUAL_RANGE: (u32, u8) = (0x0AF4_0000, 16);

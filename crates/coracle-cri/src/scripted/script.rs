@@ -25,8 +25,20 @@ pub struct ImageScript {
     pub pull_failures: Vec<CriError>,
     /// No pull ever succeeds.
     pub pull_never_succeeds: bool,
+    /// Only who shows this may fetch it.
+    pub login: Option<Login>,
     /// Successive runs of one container; the last one repeats. Without any, containers run until they are stopped.
     pub runs: Vec<RunScript>,
+}
+
+/// Who may fetch an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Login {
+    /// User name.
+    pub username: String,
+    /// Password.
+    pub password: String,
 }
 
 /// How one run of a container goes.

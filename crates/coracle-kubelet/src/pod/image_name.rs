@@ -8,7 +8,7 @@ const INVALID: &str = "invalid reference format";
 /// The waiting message of `InvalidImageName`.
 pub fn with_default_tag(image: &str) -> Result<String, String> {
     match parse(image) {
-        Ok(Parts { tag: None, digest: None }) => Ok(format!("{image}:latest")),
+        Ok(Parts { tag: None, digest: None, .. }) => Ok(format!("{image}:latest")),
         Ok(_) => Ok(image.to_owned()),
         Err(why) => Err(format!(
             "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": {why}"
@@ -20,14 +20,43 @@ pub fn with_default_tag(image: &str) -> Result<String, String> {
 #[must_use]
 pub fn default_policy(image: &str) -> &'static str {
     match parse(image) {
-        Ok(Parts { tag: None, digest: None }) => "Always",
-        Ok(Parts { tag: Some(tag), digest: None }) if tag == "latest" => "Always",
+        Ok(Parts { tag: None, digest: None, .. }) => "Always",
+        Ok(Parts { tag: Some(tag), digest: None, .. }) if tag == "latest" => "Always",
         _ => "IfNotPresent",
     }
 }
 
+/// The repository in full, with the registry that is meant when none is named: `docker.io/library/busybox`. `None` if the
+/// name does not parse.
+pub(crate) fn repository(image: &str) -> Option<String> {
+    let Parts { name, .. } = parse(image).ok()?;
+    let named = |host: &str| host.contains(['.', ':']) || host == "localhost" || has_upper(host);
+    Some(match name.split_once('/') {
+        Some(("index.docker.io" | "docker.io", path)) => usual(path),
+        Some((host, _)) if named(host) => name.clone(),
+        _ => usual(&name),
+    })
+}
+
+/// The path of a repository in the registry that is meant when none is named.
+fn usual(path: &str) -> String {
+    if path.contains('/') { format!("docker.io/{path}") } else { format!("docker.io/library/{path}") }
+}
+
+/// The name in full, with its tag or digest.
+pub(crate) fn full(image: &str) -> Option<String> {
+    let Parts { tag, digest, .. } = parse(image).ok()?;
+    let repository = repository(image)?;
+    Some(match (digest, tag) {
+        (Some(digest), _) => format!("{repository}@{digest}"),
+        (None, tag) => format!("{repository}:{}", tag.as_deref().unwrap_or("latest")),
+    })
+}
+
 #[derive(Debug, PartialEq, Eq)]
 struct Parts {
+    /// What stands before tag and digest.
+    name: String,
     tag: Option<String>,
     digest: Option<String>,
 }
@@ -63,7 +92,7 @@ fn parse(image: &str) -> Result<Parts, String> {
         }
         return Err(INVALID.to_owned());
     }
-    Ok(Parts { tag: tag.map(str::to_owned), digest: digest.map(str::to_owned) })
+    Ok(Parts { name: name.to_owned(), tag: tag.map(str::to_owned), digest: digest.map(str::to_owned) })
 }
 
 fn has_upper(text: &str) -> bool {
@@ -145,6 +174,25 @@ mod tests {
         for bad in ["", ":x", "a//b", "a:", "a@sha256:12", "a..b", "-a", "a:t!"] {
             assert!(refused(bad).contains(INVALID), "{bad}");
         }
+    }
+
+    #[test]
+    fn names_in_full_say_their_registry() {
+        for (name, repository, full) in [
+            ("busybox", "docker.io/library/busybox", "docker.io/library/busybox:latest"),
+            ("team/app:1", "docker.io/team/app", "docker.io/team/app:1"),
+            ("docker.io/busybox:1", "docker.io/library/busybox", "docker.io/library/busybox:1"),
+            ("index.docker.io/team/app", "docker.io/team/app", "docker.io/team/app:latest"),
+            ("localhost/a:1", "localhost/a", "localhost/a:1"),
+            ("localhost:5000/a/b", "localhost:5000/a/b", "localhost:5000/a/b:latest"),
+            ("quay.io/a:1", "quay.io/a", "quay.io/a:1"),
+        ] {
+            assert_eq!(super::repository(name).as_deref(), Some(repository));
+            assert_eq!(super::full(name).as_deref(), Some(full));
+        }
+        let digest = format!("sha256:{}", "a".repeat(64));
+        assert_eq!(full(&format!("a:1@{digest}")), Some(format!("docker.io/library/a@{digest}")));
+        assert_eq!(repository("A b"), None);
     }
 
     #[test]

@@ -142,6 +142,8 @@ pub struct Rejection {
 pub enum ImagePresence {
     /// It is in the store.
     Present(cri::Image),
+    /// It is in the store, but nobody knows whether this Pod could have fetched it.
+    Unproven,
     /// It is not.
     Absent,
     /// The service could not tell, and why.

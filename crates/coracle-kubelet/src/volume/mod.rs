@@ -54,7 +54,8 @@ fn sources(container: &Container) -> impl Iterator<Item = &EnvVarSource> {
     container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref())
 }
 
-/// The ConfigMaps and Secrets that a Pod refers to, in its volumes and in the environments of its containers.
+/// The ConfigMaps and Secrets that a Pod refers to: in its volumes, in the environments of its containers, and for its
+/// images.
 pub(crate) fn references(spec: &PodSpec) -> References {
     let mut found = References::default();
     for volume in used(spec) {
@@ -75,6 +76,7 @@ pub(crate) fn references(spec: &PodSpec) -> References {
             found.secrets.extend(source.secret_ref.iter().map(|all| all.name.clone()));
         }
     }
+    found.secrets.extend(spec.image_pull_secrets.iter().flatten().map(|secret| secret.name.clone()));
     // A reference without a name refers to nothing.
     found.config_maps.remove("");
     found.secrets.remove("");

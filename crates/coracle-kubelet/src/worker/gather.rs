@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use coracle_cri::{ContainerFilter, ContainerState, CriError, CriResult, ImageSpec, PodSandboxFilter};
+use coracle_cri::{ContainerFilter, ContainerState, CriError, CriResult, Image, ImageSpec, PodSandboxFilter};
 
 use super::Worker;
 use crate::context::Context;
+use crate::credentials::{self, keyring::Keyring};
 use crate::pod::inputs::{ImagePresence, Lifecycle, Operation, OperationKey, PodInputs};
 use crate::pod::volumes::{VolumesState, of_images};
 use crate::pod::{containers, image_name};
@@ -116,11 +117,30 @@ impl Worker {
     /// `None` of what is no name of an image.
     async fn presence(&self, wanted: Option<&str>) -> Option<ImagePresence> {
         let image = image_name::with_default_tag(wanted.unwrap_or_default()).ok()?;
-        Some(match self.context.images.image_status(&ImageSpec { image }).await {
-            Ok(Some(image)) => ImagePresence::Present(image),
+        let spec = ImageSpec { image };
+        Some(match self.context.images.image_status(&spec).await {
+            Ok(Some(image)) => {
+                let may = self.may_use(&image, &spec.image).await;
+                if may { ImagePresence::Present(image) } else { ImagePresence::Unproven }
+            }
             Ok(None) => ImagePresence::Absent,
             Err(why) => ImagePresence::InspectFailed(why.to_string()),
         })
+    }
+
+    /// Whether the Pod could have fetched an image that is here.
+    async fn may_use(&self, image: &Image, name: &str) -> bool {
+        let records = &self.context.image_records;
+        let repository = image_name::repository(name).unwrap_or_default();
+        if !records.asks_for_proof(image, name, &repository) {
+            return true;
+        }
+        let (secrets, _) = credentials::secrets(&self.context, &self.pod).await;
+        let credentials =
+            Keyring::of(&secrets).map(|keyring| keyring.lookup(&repository)).unwrap_or_default();
+        let (records, image, name) = (records.clone(), image.clone(), name.to_owned());
+        let look = move || records.allows(&image, &name, &repository, &credentials);
+        self.context.clock.blocking(look).await
     }
 
     /// Reads each message once: the file does not change any more when its container has ended.

@@ -174,6 +174,7 @@ impl Cluster {
             max_pods: 110,
             api: None,
             pods_dir: directory.join("pods"),
+            image_records_dir: directory.join("images"),
             volume_host: VolumeHost::Below(directory.join("host")),
             pod_logs_dir: directory.join("logs/pods"),
             container_logs_dir: directory.join("logs/containers"),

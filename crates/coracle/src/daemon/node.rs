@@ -93,6 +93,7 @@ pub(super) async fn start(
             client_ca_pem: membership.authority_pem,
         }),
         pods_dir: cluster.pod_directories(),
+        image_records_dir: cluster.image_records(),
         volume_host: VolumeHost::Machine,
         pod_logs_dir: cluster.pod_logs(),
         container_logs_dir: cluster.container_logs(),

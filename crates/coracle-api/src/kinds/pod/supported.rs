@@ -72,6 +72,7 @@ const POD: &[(&str, Honoured)] = &[
     ("serviceAccountName", Any),
     ("serviceAccount", Any),
     ("automountServiceAccountToken", Any),
+    ("imagePullSecrets", Any),
     ("hostNetwork", Any),
     ("hostPID", Any),
     ("hostIPC", Any),
@@ -284,7 +285,6 @@ mod tests {
             ("resourceClaims", json!([{"name": "r"}])),
             ("runtimeClassName", json!("x")),
             ("overhead", json!({"cpu": "1"})),
-            ("imagePullSecrets", json!([{"name": "x"}])),
             ("resources", json!({"limits": {"cpu": "1"}})),
         ] {
             assert_eq!(refusals(&json!({ field: value })), [not_yet(&format!("spec.{field}"), field)]);
@@ -419,6 +419,7 @@ mod tests {
                 "supplementalGroups": [1], "supplementalGroupsPolicy": "Strict", "runAsNonRoot": true,
                 "seccompProfile": {"type": "Unconfined"}, "sysctls": [{"name": "kernel.shm_rmid_forced", "value": "1"}]
             }, "automountServiceAccountToken": true,
+            "imagePullSecrets": [{"name": "s"}],
         });
         assert_eq!(refusals(&spec), Vec::<String>::new());
     }

@@ -148,7 +148,8 @@ fn obtain(
     let present = match wanted.presence {
         Some(ImagePresence::Present(image)) => Some(image.clone()),
         Some(ImagePresence::InspectFailed(why)) => return Err(inspect_failed(why, plan)),
-        Some(ImagePresence::Absent) | None => None,
+        // That it is here is nobody's business who may not have it.
+        Some(ImagePresence::Absent | ImagePresence::Unproven) | None => None,
     };
     match (wanted.policy.unwrap_or_else(|| image_name::default_policy(&image)), &pulled, &present) {
         ("Never", _, None) => {

@@ -56,7 +56,6 @@ const REFUSED: &[(&str, &str, Until)] = &[
     ("PodSecurityContext", "seLinuxOptions", SELINUX),
     ("PodSecurityContext", "windowsOptions", WINDOWS),
     ("PodSpec", "evictionResponders", Next),
-    ("PodSpec", "imagePullSecrets", Next),
     ("PodSpec", "overhead", Next),
     ("PodSpec", "resourceClaims", CLAIMS),
     ("PodSpec", "resources", Next),
