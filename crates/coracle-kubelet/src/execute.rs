@@ -61,7 +61,7 @@ impl From<String> for SandboxError {
 pub(crate) async fn make_pod_directory(context: &Context, pod: &Pod) -> Result<(), String> {
     let directory = pod_dir(context, &PodIdentity::of(pod));
     let path = directory.clone();
-    let made = context.clock.blocking(move || std::fs::create_dir_all(path)).await;
+    let made = context.clock.blocking(move || disk::make_directory(&path)).await;
     made.map_err(|why| format!("error making pod data directories: mkdir {}: {why}", directory.display()))
 }
 
