@@ -41,6 +41,7 @@ pub(crate) struct Pod {
 pub(crate) struct PodSpec {
     pub(crate) node_name: Option<String>,
     pub(crate) termination_grace_period_seconds: Option<i64>,
+    pub(crate) active_deadline_seconds: Option<i64>,
     pub(crate) restart_policy: String,
     pub(crate) init_containers: Vec<ContainerSpec>,
     pub(crate) containers: Vec<ContainerSpec>,
@@ -245,6 +246,13 @@ impl Pod {
     /// It has come to its end: nothing of it runs any more, ever.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    /// It is on its way to its end, or may be without anybody saying so.
+    pub(crate) fn may_be_ending(&self) -> bool {
+        self.metadata.deletion_timestamp.is_some()
+            || self.spec.active_deadline_seconds.is_some()
+            || self.condition("DisruptionTarget") == "True"
     }
 
     /// The object that controls it.

@@ -112,17 +112,7 @@ impl Plan {
             }
             _ => self.workload(world),
         };
-        match done {
-            Err(SimError::Refused { verb, path, status, code }) => {
-                world.say(&format!("refused: {verb} {path}: {code} {status}"));
-                Ok(())
-            }
-            Err(SimError::Unreachable(why)) => {
-                world.say(&format!("no answer: {why}"));
-                Ok(())
-            }
-            other => other,
-        }
+        put_up_with(world, done)
     }
 
     /// A Pod goes without a word, and another one comes by the same name, often to the same node: what is left of the
@@ -185,8 +175,20 @@ impl Plan {
             json!({"apiVersion": format!("{group}/v1"), "kind": kind, "metadata": metadata, "spec": spec});
         match self.rng.below(6) {
             0 => world.delete(kind, "default", &name, None),
-            1 if kind != "Job" => {
-                world.patch(kind, "default", &name, &json!({"spec": {"replicas": replicas}})).map(drop)
+            1 | 2 if kind != "Job" => {
+                let scale = move |world: &mut World, name: &str, replicas: u64| {
+                    world.patch(kind, "default", name, &json!({"spec": {"replicas": replicas}})).map(drop)
+                };
+                if self.rng.below(2) == 0 {
+                    // And at once again, while what follows from it is under way.
+                    let (then, next) = (Duration::from_millis(self.rng.below(1500)), self.rng.below(5));
+                    let name = name.clone();
+                    world.at(world.elapsed() + then, move |world| {
+                        let done = scale(world, &name, next);
+                        put_up_with(world, done)
+                    });
+                }
+                scale(world, &name, replicas)
             }
             _ => world.apply(&object).map(drop),
         }
@@ -242,12 +244,27 @@ impl Plan {
             }
             17 => Fault::ComponentsSlow { by: SignedDuration::from_millis(300), lasts },
             18 => {
-                let by = SignedDuration::from_millis(200 + 600 * i64::from(self.rng.below(2) == 0));
-                Fault::ComponentsStale { by, lasts }
+                let by = *self.one_of(&[200, 800, 2500]);
+                Fault::ComponentsStale { by: SignedDuration::from_millis(by), lasts }
             }
             12 => Fault::NetworkDown { node, lasts: Some(lasts) },
             _ => Fault::AgentCrash { node, lasts: Some(SignedDuration::ZERO) },
         }
+    }
+}
+
+/// That the server refuses something, or does not answer, is part of a run.
+fn put_up_with(world: &World, done: Result<(), SimError>) -> Result<(), SimError> {
+    match done {
+        Err(SimError::Refused { verb, path, status, code }) => {
+            world.say(&format!("refused: {verb} {path}: {code} {status}"));
+            Ok(())
+        }
+        Err(SimError::Unreachable(why)) => {
+            world.say(&format!("no answer: {why}"));
+            Ok(())
+        }
+        other => other,
     }
 }
 

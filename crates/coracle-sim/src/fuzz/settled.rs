@@ -94,6 +94,7 @@ fn is_at_rest(pod: &Value, container: &Value) -> bool {
                 | "ErrImagePull"
                 | "RunContainerError"
                 | "PostStartHookError"
+                | "RestartingAllContainers"
         );
     }
     let code = state["terminated"]["exitCode"].as_i64();

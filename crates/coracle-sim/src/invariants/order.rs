@@ -105,7 +105,9 @@ impl Order {
         };
         let ready =
             spec.readiness_probe.as_ref().filter(|_| status.ready).map(|probe| (probe.words(), "ready"));
-        let started = spec.startup_probe.as_ref().filter(|_| status.started == Some(true));
+        // At the end of a Pod nobody asks any more whether it has started, and all of it counts as started.
+        let asked = !pod.may_be_ending();
+        let started = spec.startup_probe.as_ref().filter(|_| asked && status.started == Some(true));
         let started = started.map(|probe| (probe.words(), "started"));
         let (_, what) = [ready, started].into_iter().flatten().find(|(words, _)| !answered(words))?;
         let text = format!(
