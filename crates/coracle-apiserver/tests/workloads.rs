@@ -148,6 +148,7 @@ async fn groups_and_schemas_are_told() {
             "authorization.k8s.io",
             "batch",
             "policy",
+            "scheduling.k8s.io",
             "apiextensions.k8s.io",
             "coordination.k8s.io",
             "discovery.k8s.io"

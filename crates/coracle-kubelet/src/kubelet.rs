@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use coracle_clock::watch;
 use coracle_clock::{Clock, Rng};
 use coracle_cri::probe::ProbeNetwork;
 use coracle_cri::{ContainerEvent, ImageService, PodSandboxFilter, RuntimeService};
-use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
@@ -30,6 +28,7 @@ use crate::pod::inputs::{Eviction, Rejection};
 use crate::preemption::{self, Admission};
 use crate::probe::Probing;
 use crate::server::{KubeletServer, ServerConfig};
+use crate::supervised::{Ended, supervised};
 use crate::worker::record::{self, Record};
 use crate::worker::{Worker, WorkerHandle};
 use crate::{KubeletApi, KubeletConfig, disk, execute, node};
@@ -244,23 +243,6 @@ enum Decision {
     Refuse(Rejection),
     /// The room that it needs is being made.
     Wait,
-}
-
-/// How the work on one Pod came to its end.
-#[derive(Debug, PartialEq, Eq)]
-struct Ended {
-    uid: String,
-    panicked: bool,
-}
-
-/// Does the work on one Pod. A panic is its end, but not before a pause: it may well repeat.
-async fn supervised(uid: String, clock: Clock, work: impl Future<Output = ()>) -> Ended {
-    let panicked = AssertUnwindSafe(work).catch_unwind().await.is_err();
-    if panicked {
-        error!(uid, "the work on a pod panicked and begins anew");
-        clock.sleep(RETRY).await;
-    }
-    Ended { uid, panicked }
 }
 
 impl NodeCore {
@@ -510,20 +492,5 @@ impl NodeCore {
                 self.running.spawn(supervised(uid, clock, execute::remove_orphan(context, sandbox)));
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn work_that_panics_ends_after_a_pause() {
-        let clock = Clock::starting_at(jiff::Timestamp::UNIX_EPOCH);
-        let uid = || "u".to_owned();
-        let fine = supervised(uid(), clock.clone(), async {}).await;
-        assert_eq!((fine, clock.elapsed()), (Ended { uid: uid(), panicked: false }, Duration::ZERO));
-        let broken = supervised(uid(), clock.clone(), async { panic!("as asked") }).await;
-        assert_eq!((broken, clock.elapsed()), (Ended { uid: uid(), panicked: true }, RETRY));
     }
 }

@@ -25,6 +25,7 @@ mod prepare;
 pub mod probe;
 pub mod server;
 pub mod spec;
+mod supervised;
 mod sysctl;
 mod termination;
 mod volume;

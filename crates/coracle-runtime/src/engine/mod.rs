@@ -19,6 +19,7 @@ mod container;
 mod devices;
 mod ends;
 mod keeper;
+mod mounted;
 mod purge;
 mod recover;
 mod rootfs;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::RuntimeConfig;
 use super::cgroup::Cgroups;
-use super::container::{mount_points, unmount_roots_of};
+use super::mounted::{mount_points, unmount_roots_of};
 use super::rootfs::unmount_all;
 use super::state::{self, Layout};
 

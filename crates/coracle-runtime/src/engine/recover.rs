@@ -7,8 +7,8 @@ use std::time::Duration;
 use coracle_cri::{CriResult, PodSandboxId};
 use futures::future::join_all;
 
-use super::container::{owner_of, unmount_roots_of};
 use super::keeper::NoAnswer;
+use super::mounted::{owner_of, unmount_roots_of};
 use super::state::{self, CONTAINER_FILE, ContainerRecord, SANDBOX_FILE, SandboxPhase, SandboxRecord};
 use super::{Container, Inner, Phase, Sandbox, blocking, internal, lock};
 
