@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use coracle_sim::{Failure, Report, fuzz, fuzz_lives};
 
-// As the binary has it.
+// A simulated cluster is made of small objects that come and go, and nobody counts the memory of a run.
 #[global_allocator]
 static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

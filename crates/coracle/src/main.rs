@@ -17,10 +17,6 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-// An API server is made of small objects that come and go; the C library's allocator takes as long for them as all else.
-#[global_allocator]
-static MEMORY: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     match commands::run(cli) {
