@@ -158,14 +158,14 @@ mod tests {
     use crate::launch::Helper;
     use crate::log::LogFile;
     use crate::process::{Launch, Process};
-    use crate::server::Connection;
+    use crate::server::{Connection, looking};
 
     /// A server with one listener, and the container `c` about to be started by a process that says `said`.
     #[allow(clippy::zombie_processes, reason = "the server waits for it")]
     fn launching(dir: &std::path::Path, said: &str) -> (Server, ProcessId, std::os::fd::OwnedFd) {
         std::fs::create_dir_all(dir).unwrap();
         let listener = rustix::net::socket(AddressFamily::UNIX, SocketType::SEQPACKET, None).unwrap();
-        let mut server = Server::serving(dir.to_owned(), listener).unwrap();
+        let mut server = Server::serving(dir.to_owned(), listener, looking().unwrap());
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         server.connections.insert(1, Connection { socket: near, subscribed: true });

@@ -8,12 +8,14 @@ use std::path::PathBuf;
 use coracle_keeper::{
     Envelope, PROTOCOL_VERSION, Reply, Request, START_FILE, Start, StartRecord, version_problem, wire,
 };
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::inotify;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, timerfd_create, timerfd_settime,
+};
 
 use crate::attach::Attachers;
 use crate::ends::Unwritten;
@@ -25,13 +27,18 @@ use crate::process::{
 use crate::sandbox;
 use crate::sources::{Source, connections_max};
 
+/// How often a keeper sees whether its directory is still there. Not by inotify: a user has 128 instances of it by
+/// default, which the programs in Pods need too, and there may be more Pods than that.
+const LOOK: Timespec = Timespec { tv_sec: 5, tv_nsec: 0 };
+
 pub(crate) type ConnectionId = u64;
 pub(crate) type ProcessId = u64;
 
 pub(crate) struct Server {
     dir: PathBuf,
     pub(crate) listener: OwnedFd,
-    pub(crate) watch: OwnedFd,
+    /// Expires every [`LOOK`]: time to see whether the directory is still there.
+    pub(crate) look: OwnedFd,
     pub(crate) connections: BTreeMap<ConnectionId, Connection>,
     pub(crate) connections_max: usize,
     /// No descriptor was left for a connection that waits.
@@ -52,21 +59,21 @@ pub(crate) struct Connection {
 impl Server {
     /// Sets the sandbox up. A failure is told to whoever asks, so it does not end the keeper at once.
     pub(crate) fn new(dir: PathBuf, listener: OwnedFd) -> io::Result<Self> {
-        if let Err(error) = sandbox::set_up(&dir) {
-            refuse(&listener, &error.to_string());
-            return Err(error);
+        match sandbox::set_up(&dir).and_then(|()| looking()) {
+            Ok(look) => Ok(Server::serving(dir, listener, look)),
+            Err(error) => {
+                refuse(&listener, &error.to_string());
+                Err(error)
+            }
         }
-        Server::serving(dir, listener)
     }
 
     /// A server of a sandbox that is set up.
-    pub(crate) fn serving(dir: PathBuf, listener: OwnedFd) -> io::Result<Self> {
-        let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&watch, &dir, inotify::WatchFlags::DELETE_SELF)?;
-        Ok(Server {
+    pub(crate) fn serving(dir: PathBuf, listener: OwnedFd, look: OwnedFd) -> Self {
+        Server {
             dir,
             listener,
-            watch,
+            look,
             connections: BTreeMap::new(),
             connections_max: connections_max(),
             out_of_descriptors: false,
@@ -75,7 +82,7 @@ impl Server {
             attachers: Attachers::default(),
             next: 0,
             ending: false,
-        })
+        }
     }
 
     /// Serves until told to end, and until nothing runs and those attached know.
@@ -95,7 +102,8 @@ impl Server {
     fn handle(&mut self, source: Source) {
         match source {
             Source::Listener => self.accept(),
-            Source::Directory => {
+            Source::Look => {
+                let _ = rustix::io::read(&self.look, &mut [0_u8; 8]);
                 if !self.dir.exists() {
                     self.end();
                 }
@@ -395,9 +403,17 @@ impl Server {
 }
 
 /// Tells the first caller why there is no sandbox.
+/// A timer that says when to see whether the directory is still there.
+pub(crate) fn looking() -> io::Result<OwnedFd> {
+    let look = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+    let every = Itimerspec { it_interval: LOOK, it_value: LOOK };
+    timerfd_settime(&look, TimerfdTimerFlags::empty(), &every)?;
+    Ok(look)
+}
+
 fn refuse(listener: &OwnedFd, message: &str) {
     let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
-    let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+    let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
     let _ = poll(&mut fds, Some(&limit));
     if let Ok(connection) = rustix::net::accept_with(listener, SocketFlags::CLOEXEC) {
         let _ = wire::send(&connection, &Reply::Failed { message: message.to_owned() }, &[]);

@@ -16,7 +16,8 @@ const RETRY: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     Listener,
-    Directory,
+    /// Time to see whether the directory is still there.
+    Look,
     Connection(ConnectionId),
     Launch(ProcessId),
     Console(ProcessId),
@@ -39,7 +40,7 @@ pub(crate) fn connections_max() -> usize {
 impl Server {
     /// Everything that may wake the keeper. Output comes before exits: whatever a process wrote is logged first.
     fn sources(&self) -> Vec<(Source, PollFd<'_>)> {
-        let mut sources = vec![(Source::Directory, PollFd::new(&self.watch, PollFlags::IN))];
+        let mut sources = vec![(Source::Look, PollFd::new(&self.look, PollFlags::IN))];
         let takes_input = |process| match self.processes.get(&process).map(|process| &process.kind) {
             Some(Kind::Container(container)) => container.takes_input(),
             Some(Kind::Exec) | None => false,
@@ -123,6 +124,7 @@ mod tests {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
     use super::*;
+    use crate::server::looking;
 
     #[test]
     fn a_connection_that_cannot_be_taken_does_not_wake_the_keeper() {
@@ -133,7 +135,7 @@ mod tests {
         let address = SocketAddrUnix::new(dir.join("sock")).unwrap();
         rustix::net::bind(&listener, &address).unwrap();
         rustix::net::listen(&listener, 16).unwrap();
-        let mut server = Server::serving(dir.clone(), listener).unwrap();
+        let mut server = Server::serving(dir.clone(), listener, looking().unwrap());
         server.connections_max = 1;
         let clients: Vec<_> = (0..2)
             .map(|_| {

@@ -117,6 +117,39 @@ pub(crate) fn keepers(run: &str) -> Vec<i32> {
 }
 
 #[test]
+fn a_keeper_takes_nothing_of_which_a_user_has_few() {
+    let host = Host::new();
+    let (_, sandbox) = left_running(&host, "exec sleep 1000");
+    let run = host.config.run_dir.join("sandboxes").join(&sandbox.0);
+    let keeper = keepers(&run.display().to_string())[0];
+    let open = std::fs::read_dir(format!("/proc/{keeper}/fd")).unwrap().flatten();
+    let open: Vec<_> = open.filter_map(|fd| std::fs::read_link(fd.path()).ok()).collect();
+    assert!(open.iter().any(|fd| fd.ends_with("anon_inode:[timerfd]")), "{open:?}");
+    assert!(!open.iter().any(|fd| fd.ends_with("anon_inode:inotify")), "128 Pods would take all: {open:?}");
+}
+
+#[test]
+fn a_keeper_whose_directory_is_taken_away_ends() {
+    let host = Host::new();
+    let (_, sandbox) = left_running(&host, "exec sleep 1000");
+    let run = host.config.run_dir.join("sandboxes").join(&sandbox.0);
+    let keeper = keepers(&run.display().to_string())[0];
+    block_on(async {
+        std::fs::rename(&run, run.with_extension("away")).unwrap();
+        let gone = async {
+            while std::fs::read_to_string(format!("/proc/{keeper}/cmdline"))
+                .is_ok_and(|line| !line.is_empty())
+            {
+                host.clock.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let gone = host.clock.timeout(Duration::from_secs(30), gone).await;
+        std::fs::rename(run.with_extension("away"), &run).unwrap();
+        assert!(gone.is_some(), "it runs on for nobody");
+    });
+}
+
+#[test]
 fn an_end_that_cannot_be_written_down_is_told_all_the_same() {
     let host = Host::new();
     let id = first_daemon(

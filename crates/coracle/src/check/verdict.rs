@@ -84,7 +84,7 @@ const WANTED: &[(&str, u32, &str)] = &[
 
 const NEEDED_CONTROLLERS: &[&str] = &["cpu", "memory", "pids"];
 
-/// The number of Pods that a node takes, each of which needs an inotify instance, and some for everybody else.
+/// What a programme in each Pod that a node takes may want, and some for everybody else. Coracle takes one.
 const INOTIFY_INSTANCES: u64 = 256;
 const INOTIFY_WATCHES: u64 = 4096;
 
@@ -301,7 +301,9 @@ fn inotify(facts: &Facts) -> Finding {
         if watches < INOTIFY_WATCHES {
             settings.push(format!("fs.inotify.max_user_watches={}", 16 * INOTIFY_WATCHES));
         }
-        let found = format!("{found}: each Pod takes an instance, and other programs take some");
+        let found = format!(
+            "{found}: programs in Pods that watch files take instances, and so do others of this user"
+        );
         return degraded(SUBJECT, found, format!("`sysctl -w {}`", settings.join(" ")));
     }
     ok(SUBJECT, found)
