@@ -19,6 +19,7 @@ mod kubectl;
 mod lifecycle;
 mod machines;
 mod probes;
+mod registry;
 mod streams;
 mod support;
 mod upgrade;
