@@ -1,20 +1,25 @@
 //! One cluster on this machine: its directories, its settings, and the lock that says whether it runs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
 use crate::cli::Target;
-use crate::files::{lock_file, private_directory, write_private};
+use crate::files::{private_directory, write_private};
 use crate::lock::{self, Holder, Lock, Purpose};
 use crate::ranges::Range;
+use crate::register::{Held, Register};
 use crate::settings::{Machine, Settings, Wishes, choose, free_port};
 
 /// The name whose cluster gets the well-known ports and log directories.
 pub(crate) const DEFAULT_NAME: &str = "coracle";
 
-/// Held by whoever chooses the settings of a new cluster.
+/// The settings, in the data directory.
+const SETTINGS: &str = "cluster.json";
+
+/// Knows the clusters under one directory, where those of the whole machine cannot be known.
 const CHOOSE_LOCK: &str = "choose.lock";
 
 /// Where everything of one cluster is.
@@ -27,6 +32,8 @@ pub(crate) struct Cluster {
     pub(crate) data: PathBuf,
     /// What does not.
     pub(crate) run: PathBuf,
+    /// Knows the other clusters of this machine.
+    register: Register,
 }
 
 impl Cluster {
@@ -37,7 +44,14 @@ impl Cluster {
             base: target.data_dir.clone(),
             data: target.data_dir.join(&target.name),
             run: target.run_dir.join(&target.name),
+            register: Register::of_machine(),
         }
+    }
+
+    /// The same, as if on a machine whose clusters are those of this register.
+    #[cfg(test)]
+    pub(crate) fn on(target: &Target, register: Register) -> Self {
+        Cluster { register, ..Cluster::of(target) }
     }
 
     /// A command line for this cluster, as messages quote it.
@@ -116,8 +130,10 @@ impl Cluster {
         self.data.join("restoring")
     }
 
-    /// Refuses settings that collide with those of another cluster under the same directory.
-    pub(crate) fn check_alone(&self, settings: &Settings) -> anyhow::Result<()> {
+    /// Refuses settings that collide with those of another cluster. While what this returns is held, nobody chooses
+    /// any; from then on others go around what is in this cluster's directory.
+    pub(crate) fn check_alone(&self, settings: &Settings) -> anyhow::Result<Held> {
+        let mut held = self.hold_register()?;
         let collides = |other: &Settings| {
             let range = |cidr: &String| cidr.parse::<Range>().ok();
             let ranges = |settings: &Settings| [range(&settings.pod_cidr), range(&settings.service_cidr)];
@@ -130,18 +146,19 @@ impl Cluster {
                     .flatten()
                     .any(|theirs| ranges(settings).into_iter().flatten().any(|ours| ours.overlaps(theirs)))
         };
-        if let Some(other) = self.others()?.iter().find(|other| collides(other)) {
+        if let Some(other) = self.others(&held)?.iter().find(|other| collides(other)) {
             bail!(
                 "another cluster on this machine (https://127.0.0.1:{}) has the same links, ports or ranges: remove \
                  that one, or restore on another machine",
                 other.api_port
             );
         }
-        Ok(())
+        held.add(&self.place())?;
+        Ok(held)
     }
 
     pub(crate) fn settings_file(&self) -> PathBuf {
-        self.data.join("cluster.json")
+        self.data.join(SETTINGS)
     }
 
     /// Whether this cluster was ever started here.
@@ -180,7 +197,7 @@ impl Cluster {
     }
 
     fn last_settings_file(&self) -> PathBuf {
-        self.run.join("cluster.json")
+        self.run.join(SETTINGS)
     }
 
     /// Keeps settings that have changed.
@@ -223,8 +240,8 @@ impl Cluster {
         settings: &mut Settings,
         api_port_too: bool,
     ) -> anyhow::Result<()> {
-        let _guard = lock_file(&self.base.join(CHOOSE_LOCK))?;
-        let (others, machine) = (self.others()?, Machine::this());
+        let held = self.hold_register()?;
+        let (others, machine) = (self.others(&held)?, Machine::this());
         if api_port_too {
             settings.api_port =
                 free_port(settings.api_port, &others, &machine).context("no free port for the API server")?;
@@ -236,9 +253,8 @@ impl Cluster {
 
     /// The settings; at the first start they are chosen, around those of the other clusters, and kept.
     pub(crate) fn settings_or_choose(&self, wishes: &Wishes) -> anyhow::Result<Settings> {
-        private_directory(&self.base)?;
         // Two clusters that start for the first time at once must not choose the same.
-        let _guard = lock_file(&self.base.join(CHOOSE_LOCK))?;
+        let mut held = self.hold_register()?;
         let path = self.settings_file();
         if let Some(mut settings) = self.settings()? {
             let amended = wishes.amend(&mut settings);
@@ -246,6 +262,7 @@ impl Cluster {
             if amended {
                 self.keep_settings(&settings)?;
             }
+            held.add(&self.place())?;
             return Ok(settings);
         }
         if !self.is_new() {
@@ -271,7 +288,8 @@ impl Cluster {
                 self.name
             );
         }
-        let settings = choose(&self.others()?, wishes, &Machine::this())?;
+        let settings = choose(&self.others(&held)?, wishes, &Machine::this())?;
+        held.add(&self.place())?;
         self.keep_settings(&settings)?;
         Ok(settings)
     }
@@ -288,19 +306,31 @@ impl Cluster {
             .map(|path| path.display().to_string())
     }
 
-    /// Settings of the other clusters under the same directory.
-    fn others(&self) -> anyhow::Result<Vec<Settings>> {
+    fn hold_register(&self) -> anyhow::Result<Held> {
+        private_directory(&self.base)?;
+        self.register.hold(&self.base.join(CHOOSE_LOCK))
+    }
+
+    /// The data directory, under one name however the command line names it.
+    fn place(&self) -> PathBuf {
+        let base = fs::canonicalize(&self.base).or_else(|_| std::path::absolute(&self.base));
+        base.unwrap_or_else(|_| self.base.clone()).join(&self.name)
+    }
+
+    /// Settings of the other clusters of this machine: those under the same directory, and those in the register.
+    fn others(&self, held: &Held) -> anyhow::Result<Vec<Settings>> {
+        let own = self.place();
+        let base = own.parent().unwrap_or(&self.base);
+        let mut places: BTreeSet<PathBuf> = held.directories().iter().cloned().collect();
+        for entry in fs::read_dir(base).with_context(|| format!("cannot read {}", base.display()))? {
+            places.insert(entry?.path());
+        }
         let mut others = Vec::new();
-        for entry in
-            fs::read_dir(&self.base).with_context(|| format!("cannot read {}", self.base.display()))?
-        {
-            let other = Cluster { data: entry?.path(), ..self.clone() };
-            if other.data != self.data && other.data.is_dir() {
-                // One that is damaged is no reason for this one not to start; its links show all the same.
-                match other.settings() {
-                    Ok(settings) => others.extend(settings),
-                    Err(error) => crate::output::note(format_args!("warning: {error:#}")),
-                }
+        for data in places.into_iter().filter(|data| *data != own && data.is_dir()) {
+            // One that is damaged is no reason for this one not to start; its links show all the same.
+            match (Cluster { data, ..self.clone() }).settings() {
+                Ok(settings) => others.extend(settings),
+                Err(error) => crate::output::note(format_args!("warning: {error:#}")),
             }
         }
         Ok(others)
@@ -308,17 +338,16 @@ impl Cluster {
 
     /// Removes what clusters share, if this was the last of them.
     pub(crate) fn forget(&self) -> anyhow::Result<()> {
+        let own = self.place();
+        // Held, so that nobody who chooses now loses the file under their hands.
+        let mut held = self.hold_register()?;
+        held.retain(|data| *data != own && data.join(SETTINGS).exists())?;
+        // Left by a version that knew the clusters under one directory only: it held nothing.
+        let lock = self.base.join(CHOOSE_LOCK);
+        if fs::metadata(&lock).is_ok_and(|lock| lock.len() == 0) {
+            let _ = fs::remove_file(lock);
+        }
         for base in [Some(self.base.as_path()), self.run.parent()].into_iter().flatten() {
-            let lock = base.join(CHOOSE_LOCK);
-            if lock.exists() {
-                // Held, so that nobody who chooses now loses the file under their hands.
-                let _guard = lock_file(&lock)?;
-                let alone = fs::read_dir(base)
-                    .is_ok_and(|mut entries| entries.all(|entry| entry.is_ok_and(|e| e.path() == lock)));
-                if alone {
-                    let _ = fs::remove_file(&lock);
-                }
-            }
             // Fails while another cluster is there, as it should.
             let _ = fs::remove_dir(base);
         }
@@ -358,59 +387,4 @@ impl Cluster {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::store::{EtcdSettings, StoreWish};
-
-    fn cluster(base: &Path, name: &str) -> Cluster {
-        Cluster::of(&Target { name: name.into(), data_dir: base.join("data"), run_dir: base.join("run") })
-    }
-
-    #[test]
-    fn settings_are_kept_and_a_different_wish_later_is_refused() {
-        let base = tempfile::tempdir().unwrap();
-        let cluster = cluster(base.path(), "a");
-        let wishes = Wishes { pod_cidr: Some("10.99.0.0/16".into()), ..Wishes::default() };
-        let made = cluster.settings_or_choose(&wishes).unwrap();
-        assert_eq!(cluster.settings_or_choose(&Wishes::default()).unwrap(), made);
-        let other = Wishes { pod_cidr: Some("10.98.0.0/16".into()), ..Wishes::default() };
-        let message = cluster.settings_or_choose(&other).unwrap_err().to_string();
-        assert!(message.contains("--pod-cidr 10.98.0.0/16 differs from 10.99.0.0/16"), "{message}");
-    }
-
-    #[test]
-    fn a_store_may_be_corrected_until_it_is_used() {
-        let base = tempfile::tempdir().unwrap();
-        let cluster = cluster(base.path(), "a");
-        let wish = |address: &str| {
-            let address = address.to_owned();
-            let etcd = EtcdSettings { address, ca: None, cert: None, key: None, used: false };
-            Wishes { store: Some(StoreWish::Etcd(etcd)), ..Wishes::default() }
-        };
-        cluster.settings_or_choose(&wish("etcd://wrong:2379")).unwrap();
-        let settings = cluster.settings_or_choose(&wish("etcd://right:2379")).unwrap();
-        assert_eq!(cluster.settings_or_choose(&Wishes::default()).unwrap(), settings, "it is remembered");
-        cluster.store_is_used(&settings).unwrap();
-        cluster.settings_or_choose(&wish("etcd://right:2379")).unwrap();
-        let message = cluster.settings_or_choose(&wish("etcd://other:2379")).unwrap_err().to_string();
-        assert!(message.contains("--store etcd://other:2379 differs from etcd://right:2379"), "{message}");
-        let embedded = Wishes { store: Some(StoreWish::Embedded), ..Wishes::default() };
-        let message = cluster.settings_or_choose(&embedded).unwrap_err().to_string();
-        assert!(message.contains("--store embedded differs from etcd://right:2379"), "{message}");
-    }
-
-    #[test]
-    fn a_cluster_with_damaged_settings_can_be_removed() {
-        let base = tempfile::tempdir().unwrap();
-        let cluster = cluster(base.path(), "a");
-        let made = cluster.settings_or_choose(&Wishes::default()).unwrap();
-        cluster.remember_settings(&made).unwrap();
-        fs::remove_file(cluster.settings_file()).unwrap();
-        assert_eq!(cluster.settings_to_remove().unwrap().as_ref(), Some(&made), "also if it is gone");
-        fs::write(cluster.settings_file(), "{").unwrap();
-        assert!(cluster.settings().unwrap_err().to_string().contains("is damaged"));
-        assert_eq!(cluster.settings_to_remove().unwrap(), Some(made));
-        fs::remove_file(cluster.last_settings_file()).unwrap();
-        assert_eq!(cluster.settings_to_remove().unwrap(), None);
-    }
-}
+mod tests;

@@ -10,6 +10,7 @@ mod lock;
 mod logfile;
 mod output;
 mod ranges;
+mod register;
 mod settings;
 mod store;
 

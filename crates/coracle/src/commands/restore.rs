@@ -77,7 +77,7 @@ fn restore(cluster: &Cluster, path: &Path, backup: &Whole) -> anyhow::Result<Rev
             etcd.address
         );
     }
-    cluster.check_alone(&backup.settings)?;
+    drop(cluster.check_alone(&backup.settings)?);
     let staging = cluster.data.join("restore.partial");
     remove_all(&staging)?;
     private_directory(&staging)?;
@@ -97,6 +97,8 @@ fn restore(cluster: &Cluster, path: &Path, backup: &Whole) -> anyhow::Result<Rev
         Ok(store.finish()?)
     };
     write().context("cannot write the store")?;
+    // Others may have chosen meanwhile; while this is held, nobody does.
+    let _held = cluster.check_alone(&backup.settings)?;
     // From here on the old cluster is gone, and the new one is there when the mark is gone.
     let mark = cluster.restore_mark();
     write_private(&mark, b"")?;

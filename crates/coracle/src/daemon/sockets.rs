@@ -74,6 +74,7 @@ fn listen(port: u16) -> std::io::Result<TcpListener> {
 mod tests {
     use super::*;
     use crate::cli::Target;
+    use crate::register::Register;
     use crate::settings::Wishes;
 
     #[test]
@@ -82,7 +83,7 @@ mod tests {
         let directory = base.path().to_owned();
         let target =
             Target { name: "a".into(), data_dir: directory.join("data"), run_dir: directory.join("run") };
-        let cluster = Cluster::of(&target);
+        let cluster = Cluster::on(&target, Register::at(directory.join("clusters")));
         let mut settings = cluster.settings_or_choose(&Wishes::default()).unwrap();
         let others = [settings.api_port, settings.kubelet_port].map(|port| listen(port).unwrap());
         let mut taken = settings.clone();
