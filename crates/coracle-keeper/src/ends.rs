@@ -90,7 +90,6 @@ impl Server {
                 record: record.clone(),
             });
         }
-        container.forget();
         let reply = Reply::Exited { container: start.container.clone(), record: Some(record) };
         let subscribers: Vec<ConnectionId> =
             self.connections.iter().filter(|(_, c)| c.subscribed).map(|(id, _)| *id).collect();

@@ -1,11 +1,12 @@
-//! The short-lived child that runs the OCI library to make a container or a further process in one.
+//! The short-lived child that makes a container or a further process in one.
 //!
-//! The library changes its caller (oom score, dumpability, working directory) and grows its heap, so the keeper
-//! never calls it itself. The child tells the keeper what happens on a pipe, one line each: `P` and the process
-//! id, or `E` and what went wrong. Every process on the way to the program holds the writing end, closed on
-//! exec: once the keeper reads its end, the program has been executed, or nothing is left of the attempt.
+//! It takes on what the process inherits (control groups, process namespace) and forks it; the OCI library
+//! (see `oci.rs`) then runs in that process alone, up to the program. It changes its caller (dumpability,
+//! working directory) and grows its heap, so the keeper never calls it itself. The child and the process tell the
+//! keeper what happens on a pipe, one line each: `P` and the process id, or `E` and what went wrong. Every
+//! process on the way to the program holds the writing end, closed on exec: once the keeper reads its end, the
+//! program has been executed, or nothing is left of the attempt.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -15,12 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use coracle_keeper::{Exec, Start};
-use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::oci_spec::runtime::Spec;
-use libcontainer::syscall::syscall::SyscallType;
-use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use rustix::pipe::PipeFlags;
 use rustix::process::Pid;
+
+use crate::oci;
 
 /// Standard streams of a process: `None` leaves what a terminal will replace.
 pub(crate) struct Stdio {
@@ -40,33 +40,18 @@ pub(crate) struct Helper {
 /// Makes a container and starts it.
 pub(crate) fn start(start: &Start, stdio: Stdio, console: Option<PathBuf>) -> io::Result<Helper> {
     fork(|status| {
-        prepare(&start.cgroup_procs, start.oom_score_adj, start.uid, &stdio);
-        let mut container = builder(&start.container, &start.oci_root, stdio, status)?
-            .with_console_socket(console)
-            .as_init(&start.dir)
-            .with_systemd(false)
-            .with_detach(true)
-            .build()
-            .map_err(chain)?;
-        let pid = container.pid().ok_or("the container has no process")?.as_raw();
-        say(status, 'P', &pid.to_string());
-        container.start().map_err(chain)
+        prepare(&start.cgroup_procs, start.oom_score_adj, start.uid, &stdio)?;
+        let scratch = start.oci_root.join(&start.container);
+        std::fs::create_dir_all(&start.oci_root).map_err(|e| format!("{}: {e}", start.oci_root.display()))?;
+        oci::container(&start.dir, &scratch, stdio, console.as_deref(), status)
     })
 }
 
-/// Runs a further process in a running container.
-pub(crate) fn exec(exec: &Exec, stdio: Stdio) -> io::Result<Helper> {
+/// Runs a further process in the container at `dir`, whose first process is `of`.
+pub(crate) fn exec(exec: &Exec, of: i32, dir: &Path, stdio: Stdio) -> io::Result<Helper> {
     fork(|status| {
-        prepare(&exec.cgroup_procs, exec.oom_score_adj, exec.uid, &stdio);
-        let pid = builder(&exec.container, &exec.oci_root, stdio, status)?
-            .with_console_socket(exec.console_socket.clone())
-            .as_tenant()
-            .with_process(Some(&exec.process_file))
-            .with_detach(true)
-            .build()
-            .map_err(chain)?;
-        say(status, 'P', &pid.as_raw().to_string());
-        Ok(())
+        prepare(&exec.cgroup_procs, exec.oom_score_adj, exec.uid, &stdio)?;
+        oci::further(of, dir, &exec.process_file, stdio, exec.console_socket.as_deref(), status)
     })
 }
 
@@ -94,7 +79,8 @@ fn fork(work: impl FnOnce(RawFd) -> Result<(), String>) -> io::Result<Helper> {
     }
 }
 
-fn say(status: RawFd, kind: char, text: &str) {
+/// Tells the keeper one line.
+pub(crate) fn say(status: RawFd, kind: char, text: &str) {
     let mut text = text.replace('\n', " ");
     // One write of at most PIPE_BUF bytes is atomic.
     text.truncate(text.floor_char_boundary(4000));
@@ -103,17 +89,19 @@ fn say(status: RawFd, kind: char, text: &str) {
     let _ = pipe.write_all(format!("{kind}{text}\n").as_bytes());
 }
 
-/// Puts the child where the container's processes belong; they inherit it.
-fn prepare(cgroup_procs: &[PathBuf], oom_score_adj: Option<i32>, uid: u32, stdio: &Stdio) {
-    for procs in cgroup_procs {
-        // A hierarchy that refuses is one without limits of ours: those that matter are checked when made.
-        let _ = std::fs::write(procs, "0");
+/// Puts the child where the container's processes belong; they inherit it. All these groups were made for the
+/// container: outside of one of them it would run without its limits.
+fn prepare(procs: &[PathBuf], oom_score_adj: Option<i32>, uid: u32, stdio: &Stdio) -> Result<(), String> {
+    for procs in procs {
+        std::fs::write(procs, "0")
+            .map_err(|e| format!("join the control group by {}: {e}", procs.display()))?;
     }
     set_oom_score(oom_score_adj.unwrap_or(0));
     // The process may open its own streams again through /dev/stdout and the like.
     for stream in [&stdio.stdin, &stdio.stdout, &stdio.stderr].into_iter().flatten() {
         let _ = rustix::fs::fchown(stream, Some(rustix::process::Uid::from_raw(uid)), None);
     }
+    Ok(())
 }
 
 /// Without `CAP_SYS_RESOURCE` a score cannot be lowered below what the process started with: then it stays.
@@ -121,70 +109,8 @@ fn set_oom_score(score: i32) {
     let _ = std::fs::write("/proc/self/oom_score_adj", score.to_string());
 }
 
-fn builder(id: &str, root: &Path, stdio: Stdio, status: RawFd) -> Result<ContainerBuilder, String> {
-    let mut builder = ContainerBuilder::new(id.to_owned(), SyscallType::Linux)
-        .with_root_path(root)
-        .map_err(chain)?
-        .with_executor(Program { status });
-    if let Some(stdin) = stdio.stdin {
-        builder = builder.with_stdin(stdin);
-    }
-    if let Some(stdout) = stdio.stdout {
-        builder = builder.with_stdout(stdout);
-    }
-    if let Some(stderr) = stdio.stderr {
-        builder = builder.with_stderr(stderr);
-    }
-    Ok(builder)
-}
-
-/// An error with all its causes in one line.
-fn chain(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-/// Executes the program, at the very end of the library's work.
-#[derive(Clone)]
-struct Program {
-    status: RawFd,
-}
-
-impl Executor for Program {
-    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = execute(spec);
-        say(self.status, 'E', &message);
-        Err(ExecutorError::Other(message))
-    }
-
-    fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
-        // What can be executed is decided by executing it.
-        Ok(())
-    }
-
-    fn setup_envs(
-        &self,
-        envs: HashMap<String, String>,
-    ) -> Result<(), libcontainer::workload::ExecutorSetEnvsError> {
-        // Only HOME, which the library looks up: the rest is taken from the specification, in its order.
-        if let Some(home) = envs.get("HOME") {
-            // SAFETY: the process has one thread.
-            unsafe { std::env::set_var("HOME", home) };
-        }
-        Ok(())
-    }
-}
-
 /// Returns only if it fails, with the reason in the words of runc.
-fn execute(spec: &Spec) -> String {
+pub(crate) fn execute(spec: &Spec) -> String {
     let Some(process) = spec.process() else { return "the container has no process".to_owned() };
     let args = process.args().as_deref().unwrap_or_default();
     let Some(program) = args.first() else { return "the container has no command".to_owned() };

@@ -43,8 +43,10 @@ pub const FILTER_ANNOTATION: &str = "coracle.filter";
 pub const SETUP_FILE: &str = "keeper.json";
 /// The keeper's socket in a sandbox's run directory.
 pub const SOCKET_FILE: &str = "keeper.sock";
-/// Directory of pinned namespaces (`net`, `ipc`, `uts`, `pid`) in a sandbox's run directory. All that is mounted
-/// for a sandbox is below its [`MOUNTS_DIR`], so that one call takes all of it away.
+/// Directory of pinned namespaces in a sandbox's run directory: `net`, for who gives it addresses, and `pid`, for the
+/// containers that share it. The others are the keeper's, from which its containers have them. Each pin is a
+/// mount, and every start of a container copies and reads all mounts of the machine. All that is mounted for a
+/// sandbox is below its [`MOUNTS_DIR`], so that one call takes all of it away.
 pub const NAMESPACES_DIR: &str = "mounts/ns";
 /// A small file system in a sandbox's run directory.
 pub const MOUNTS_DIR: &str = "mounts";
@@ -59,9 +61,9 @@ pub const EXIT_FILE: &str = "exit.json";
 pub struct SandboxSetup {
     /// Host name of the Pod; only with a UTS namespace of its own.
     pub hostname: String,
-    /// Make and pin a network namespace (with loopback up) and a UTS namespace.
+    /// Make a network namespace (with loopback up), which is pinned, and a UTS namespace.
     pub own_network: bool,
-    /// Make and pin an IPC namespace.
+    /// Make an IPC namespace.
     pub own_ipc: bool,
     /// Make and pin a process namespace, with an init that reaps, shared by all containers.
     pub shared_pid: bool,
@@ -107,7 +109,7 @@ pub struct Start {
     pub container: String,
     /// Its durable directory: the bundle, and where records go.
     pub dir: PathBuf,
-    /// Directory for the OCI library's own state of this sandbox's containers; not durable.
+    /// Directory for what is needed while a container of this sandbox is being started; not durable.
     pub oci_root: PathBuf,
     /// Log file.
     pub log_path: PathBuf,

@@ -10,6 +10,7 @@ mod confine;
 mod ends;
 mod launch;
 mod log;
+mod oci;
 mod process;
 mod rotate;
 mod sandbox;

@@ -132,11 +132,6 @@ impl Container {
             list.lines().filter_map(|line| line.parse().ok().and_then(Pid::from_raw)).collect()
         });
     }
-
-    /// Removes what the OCI library keeps of a container.
-    pub(crate) fn forget(&self) {
-        let _ = std::fs::remove_dir_all(self.start.oci_root.join(&self.start.container));
-    }
 }
 
 /// A descriptor that never wakes anyone: an event counter that nobody counts up.

@@ -47,10 +47,6 @@ pub(crate) fn set_up(dir: &Path) -> io::Result<()> {
         }
         raise_loopback().map_err(context("raise the loopback interface"))?;
         pin(&namespaces, "net", "self")?;
-        pin(&namespaces, "uts", "self")?;
-    }
-    if setup.own_ipc {
-        pin(&namespaces, "ipc", "self")?;
     }
     for (name, value) in &setup.sysctls {
         let path = Path::new("/proc/sys").join(name.replace('.', "/"));

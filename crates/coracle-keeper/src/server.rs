@@ -193,9 +193,13 @@ impl Server {
                 Err(error) => Reply::Failed { message: error.to_string() },
             },
             Request::Exec(exec) => {
+                let Some((to, dir)) = self.running(&exec.container) else {
+                    let message = format!("container {} does not run", exec.container);
+                    return self.reply(id, &Reply::Failed { message });
+                };
                 let mut streams = descriptors.into_iter();
                 let stdio = Stdio { stdin: streams.next(), stdout: streams.next(), stderr: streams.next() };
-                match launch::exec(&exec, stdio) {
+                match launch::exec(&exec, to, &dir, stdio) {
                     Ok(helper) => {
                         self.add(Kind::Exec, id, helper);
                         return;
@@ -231,6 +235,12 @@ impl Server {
             Kind::Container(container) if container.start.container == name => Some(&mut **container),
             Kind::Container(_) | Kind::Exec => None,
         })
+    }
+
+    /// The first process and the directory of a container whose program runs.
+    fn running(&self, name: &str) -> Option<(i32, PathBuf)> {
+        let (process, container) = self.containers().find(|(_, c)| c.start.container == name)?;
+        (process.launch.is_none() && process.pid > 0).then(|| (process.pid, container.start.dir.clone()))
     }
 
     fn signal(&self, name: &str, signal: i32) -> Reply {
@@ -402,7 +412,6 @@ impl Server {
     }
 }
 
-/// Tells the first caller why there is no sandbox.
 /// A timer that says when to see whether the directory is still there.
 pub(crate) fn looking() -> io::Result<OwnedFd> {
     let look = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
@@ -411,6 +420,7 @@ pub(crate) fn looking() -> io::Result<OwnedFd> {
     Ok(look)
 }
 
+/// Tells the first caller why there is no sandbox.
 fn refuse(listener: &OwnedFd, message: &str) {
     let mut fds = [PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN)];
     let limit = Timespec { tv_sec: 10, tv_nsec: 0 };

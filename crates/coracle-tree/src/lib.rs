@@ -15,6 +15,8 @@ use rustix::io::Errno;
 const NAMES_AT_ONCE: usize = 512;
 /// Levels of directories that a removal holds open at once.
 const REMOVE_DEPTH: usize = 48;
+/// How often a removal empties a directory again into which somebody has put something meanwhile.
+const AGAIN: u32 = 64;
 
 /// Removes a file or a whole tree; no error if it is not there.
 pub fn remove(path: &Path) -> io::Result<()> {
@@ -39,22 +41,21 @@ pub fn remove_at(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
         Err(error) => return Err(error.into()),
     }
     let Some(top) = open_child(parent, name)? else { return Ok(()) };
-    let mut removal = Removal { top: top.as_fd(), moved: 0, pending: BTreeSet::new() };
-    removal.clear(top.as_fd(), 0)?;
-    while let Some(moved) = removal.pending.pop_last() {
-        let moved = moved_name(moved)?;
-        if let Some(dir) = open_child(top.as_fd(), &moved)? {
-            removal.clear(dir.as_fd(), 1)?;
-            remove_empty(top.as_fd(), &moved)?;
+    let mut removal = Removal { top: top.as_fd(), moved: 0, pending: BTreeSet::new(), again: 0 };
+    loop {
+        removal.clear(top.as_fd(), 0)?;
+        while let Some(moved) = removal.pending.pop_last() {
+            let target = moved_name(moved)?;
+            if let Some(dir) = open_child(top.as_fd(), &target)? {
+                removal.clear(dir.as_fd(), 1)?;
+                if !removal.remove_empty(top.as_fd(), &target)? {
+                    removal.pending.insert(moved);
+                }
+            }
         }
-    }
-    remove_empty(parent, name)
-}
-
-fn remove_empty(parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
+        if removal.remove_empty(parent, name)? {
+            return Ok(());
+        }
     }
 }
 
@@ -63,6 +64,8 @@ struct Removal<'a> {
     moved: u64,
     /// Numbers of what was moved up and is still to be removed: there may be very many.
     pending: BTreeSet<u64>,
+    /// How often a directory that was emptied was not empty.
+    again: u32,
 }
 
 const MOVED: &str = ".removed-";
@@ -72,6 +75,18 @@ fn moved_name(number: u64) -> io::Result<CString> {
 }
 
 impl Removal<'_> {
+    /// Whether it is gone; if not, somebody has put something there since it was emptied.
+    fn remove_empty(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> io::Result<bool> {
+        match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY) if self.again < AGAIN => {
+                self.again += 1;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn clear(&mut self, dir: BorrowedFd<'_>, depth: usize) -> io::Result<()> {
         for_each_child(dir, |name, kind| {
             let number = || name.to_str().ok()?.strip_prefix(MOVED)?.parse().ok();
@@ -90,7 +105,8 @@ impl Removal<'_> {
             if depth < REMOVE_DEPTH {
                 if let Some(child) = open_child(dir, name)? {
                     self.clear(child.as_fd(), depth + 1)?;
-                    remove_empty(dir, name)?;
+                    // What is left of it is found when this directory is read again.
+                    self.remove_empty(dir, name)?;
                 }
             } else {
                 self.move_up(dir, name)?;
@@ -233,5 +249,28 @@ mod tests {
         std::os::unix::fs::symlink(&kept, tree.join("link")).unwrap();
         remove(&tree).unwrap();
         assert!(kept.join("file").exists() && !tree.exists());
+    }
+
+    #[test]
+    fn what_is_put_there_meanwhile_is_removed_too() {
+        for _ in 0..50 {
+            let dir = tempfile::tempdir().unwrap();
+            let tree = dir.path().join("tree");
+            std::fs::create_dir_all(tree.join("inner")).unwrap();
+            std::thread::scope(|scope| {
+                let (begun, begins) = std::sync::mpsc::channel();
+                let tree = &tree;
+                let writer = scope.spawn(move || {
+                    let write = |n: u32| {
+                        let _ = begun.send(());
+                        std::fs::write(tree.join(format!("inner/{n}")), "")
+                    };
+                    (0..1000).take_while(|n| write(*n).is_ok()).count()
+                });
+                begins.recv().unwrap();
+                remove(tree).unwrap();
+                assert!(!tree.exists(), "after {} files", writer.join().unwrap());
+            });
+        }
     }
 }

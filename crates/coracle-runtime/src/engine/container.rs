@@ -158,8 +158,6 @@ impl Inner {
     fn namespaces(&self, sandbox: &Sandbox, config: &ContainerConfig) -> CriResult<Namespaces> {
         let pins = self.layout.sandbox_run(&sandbox.record.id).join(NAMESPACES_DIR);
         let pod = &sandbox.record.config.namespaces;
-        let pinned =
-            |mode: &NamespaceMode, name: &str| (*mode != NamespaceMode::Node).then(|| pins.join(name));
         let pid = match &config.security_context.namespaces.pid {
             NamespaceMode::Node => None,
             NamespaceMode::Container => Some(PathBuf::new()),
@@ -174,12 +172,7 @@ impl Inner {
                 _ => return Err(CriError::FailedPrecondition(format!("container {target} does not run"))),
             },
         };
-        Ok(Namespaces {
-            network: pinned(&pod.network, "net"),
-            uts: pinned(&pod.network, "uts"),
-            ipc: pinned(&pod.ipc, "ipc"),
-            pid,
-        })
+        Ok(Namespaces { pid })
     }
 
     /// Mounts the images whose content the container is to see, for this container alone.

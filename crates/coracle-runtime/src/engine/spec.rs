@@ -98,12 +98,12 @@ const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Where the namespaces of a container come from: `None` is the node's, an empty path is a new one.
+/// Where the process namespace of a container comes from: `None` is the node's, an empty path is a new one.
+///
+/// Those of the network, of the names and of communication between processes are the keeper's own, which are the
+/// Pod's or the node's, so a container has them from its parent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Namespaces {
-    pub(crate) network: Option<PathBuf>,
-    pub(crate) uts: Option<PathBuf>,
-    pub(crate) ipc: Option<PathBuf>,
     pub(crate) pid: Option<PathBuf>,
 }
 
@@ -337,13 +337,10 @@ fn capabilities(security: &SecurityContext) -> CriResult<BTreeSet<String>> {
 
 fn namespaces(input: &Input<'_>) -> Value {
     let mut list = vec![json!({ "type": "mount" })];
-    let n = input.namespaces;
-    for (kind, path) in [("pid", &n.pid), ("network", &n.network), ("uts", &n.uts), ("ipc", &n.ipc)] {
-        match path {
-            Some(path) if path.as_os_str().is_empty() => list.push(json!({ "type": kind })),
-            Some(path) => list.push(json!({ "type": kind, "path": path })),
-            None => {}
-        }
+    match &input.namespaces.pid {
+        Some(path) if path.as_os_str().is_empty() => list.push(json!({ "type": "pid" })),
+        Some(path) => list.push(json!({ "type": "pid", "path": path })),
+        None => {}
     }
     if input.cgroup_v2 {
         list.push(json!({ "type": "cgroup" }));
@@ -463,7 +460,7 @@ mod tests {
             cwd: "/".as_ref(),
             hostname: "web-0",
             binds: &[],
-            namespaces: &Namespaces { pid: Some(PathBuf::new()), ..Default::default() },
+            namespaces: &Namespaces { pid: Some(PathBuf::new()) },
             cgroup: "/coracle/x".as_ref(),
             cgroup_v2: false,
             cgroup_views: &[],

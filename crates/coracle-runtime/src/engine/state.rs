@@ -89,7 +89,7 @@ impl Layout {
     pub(crate) fn sandbox_run(&self, id: &str) -> PathBuf {
         self.sandbox_runs().join(id)
     }
-    /// The OCI library's own state of a sandbox's containers.
+    /// What is needed while a sandbox's containers are being started.
     pub(crate) fn oci_root(&self, sandbox: &str) -> PathBuf {
         self.sandbox_run(sandbox).join("oci")
     }
