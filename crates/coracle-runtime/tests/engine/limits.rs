@@ -27,6 +27,25 @@ async fn a_fork_bomb_ends_at_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_runs_outside_of_its_limits() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let pod = host.pod("lost");
+    let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+    let id = runtime.create_container(&sandbox, &shell("exec sleep 1000"), &pod).await.unwrap();
+    let name = host.config.cgroup_root.strip_prefix("/").unwrap();
+    let group = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"]
+        .map(|root| Path::new(root).join(name).join("kubepods/besteffort/podlost").join(&id.0))
+        .into_iter()
+        .find(|group| group.exists())
+        .expect("it has a control group");
+    std::fs::remove_dir(group).unwrap();
+    let error = runtime.start_container(&id).await.unwrap_err().to_string();
+    assert!(error.contains("join the control group by /sys/fs/cgroup/"), "{error}");
+    assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(128));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_pods_together_leave_processes_to_the_node() {
     let host = Host::new();
     let _runtime = host.open().await;
