@@ -230,7 +230,10 @@ fn wait_for_start(
     }
     let exited = newest.filter(|n| n.container.state == CriState::Exited);
     let removed = inputs::waiting(status) == Some(reasons::RESTARTING_ALL_CONTAINERS);
+    // What was fetched in vain before its turn is told when its turn has come.
+    let told = newest.is_some() || initialization::has_turn(i, member);
     let shown = failure_shown(i, container, exited.is_some())
+        .filter(|_| told)
         .or_else(|| crash_loop_shown(i, container).filter(|_| !removed));
     let Some((reason, message)) = shown else { return };
     if let Some(exited) = exited {

@@ -49,6 +49,17 @@ pub(crate) fn is_due(i: &PodInputs, name: &str) -> bool {
     }
 }
 
+/// Whether nothing has to pass before this container may start.
+pub(crate) fn has_turn(i: &PodInputs, member: &Member<'_>) -> bool {
+    match (member.kind, progress(i)) {
+        (Kind::Ephemeral, _) | (_, Progress::Done) => true,
+        (Kind::Regular, Progress::At(_)) => false,
+        (Kind::Init | Kind::Sidecar, Progress::At(due)) => {
+            containers::init(i.spec()).take(due + 1).any(|until| until.name() == member.name())
+        }
+    }
+}
+
 /// A plain init container has failed and is not started again: so has the Pod.
 pub(crate) fn has_failed(i: &PodInputs) -> bool {
     containers::init(i.spec()).filter(|member| member.kind == Kind::Init).any(|member| {

@@ -415,6 +415,50 @@ async fn the_content_of_an_image_is_fetched_like_the_image_of_a_container() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_volumes_hold_of_images_is_fetched_before_a_container_starts_and_missed_where_it_is_mounted() {
+    let cluster = start().await;
+    let exit = Some(Exit { after: Duration::from_secs(5), ..Exit::default() });
+    let job = ImageScript { runs: vec![RunScript { exit, ..RunScript::default() }], ..Default::default() };
+    cluster.image("job:1", job);
+    let pull_time = Duration::from_secs(2);
+    cluster.runtime.script("content:1", ImageScript { pull_time, ..ImageScript::default() });
+    let spec = |reference: &str| {
+        json!({
+            "initContainers": [{"name": "i", "image": "job:1"}],
+            "containers": [{"name": "c", "image": "app:1"},
+                {"name": "d", "image": "app:1", "volumeMounts": [{"name": "v", "mountPath": "/v"}]}],
+            "volumes": [{"name": "v", "image": {"reference": reference, "pullPolicy": "Always"}}],
+        })
+    };
+    cluster.run("p", spec("content:1")).await;
+    cluster.until_step("p", "MODIFIED Running | init i Completed:0 0 | c Running 0 | d Running 0").await;
+    let events = cluster.events("p").await;
+    let of_content = |e: &String| e.contains("\"content:1\"");
+    assert_eq!(events.iter().filter(|e| of_content(e)).count(), 2, "it is fetched once: {events:#?}");
+    let place = |what: &dyn Fn(&String) -> bool| events.iter().position(what).unwrap();
+    let fetched = place(&|e| e.starts_with("Normal Pulled Successfully") && of_content(e));
+    assert!(fetched < place(&|e| e.contains("spec.initContainers{i}")), "{events:#?}");
+
+    cluster.run("q", spec("absent:1")).await;
+    cluster
+        .until_step("q", "MODIFIED Pending | init i Running 0 | c PodInitializing 0 | d PodInitializing 0")
+        .await;
+    let events = cluster.events("q").await;
+    assert!(
+        events.iter().any(|e| e.starts_with("Warning Failed Failed to pull image \"absent:1\"")),
+        "{events:#?}"
+    );
+    let end = "MODIFIED Pending | init i Completed:0 0 | c Running 0 | d ImagePullBackOff 0";
+    cluster.until_step("q", end).await;
+    let steps = cluster.steps("q");
+    assert!(!steps.iter().any(|step| step.contains("Pull") && !step.contains("i Completed")), "{steps:#?}");
+
+    // It is tried again while others run, and holds none of them back.
+    cluster.image("absent:1", ImageScript::default());
+    cluster.until_step("q", "MODIFIED Running | init i Completed:0 0 | c Running 0 | d Running 0").await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pod_in_the_network_of_the_node_has_its_addresses_and_its_files() {
     let cluster = start().await;
     std::fs::write(cluster.path("hosts"), "127.0.0.1\tlocalhost\n").unwrap();

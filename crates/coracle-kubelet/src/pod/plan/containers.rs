@@ -1,5 +1,6 @@
 //! The containers of a Pod that is kept: which of them is started, stopped, or waited for.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -12,15 +13,18 @@ use super::lifecycle::{active_deadline, is_alive};
 use super::removal::remove_leftovers;
 use super::restart_all::plan_restart_all;
 use super::sandbox::plan_sandbox;
-use super::start::{StartFrame, current_failure, failure_holds_back, plan_start, restart_backoff};
+use super::start::{
+    StartFrame, current_failure, failure_holds_back, obtain_volumes, plan_start, restart_backoff,
+};
 use super::terminating::{has_pre_stop, stop_grace, teardown_waits};
 use super::{PodAction, PodPlan, WaitingOn, volumes};
 use crate::pod::backoff::Backoff;
 use crate::pod::containers::{self, Kind, Member};
 use crate::pod::definition_hash;
-use crate::pod::initialization::{self, Progress};
+use crate::pod::initialization;
 use crate::pod::inputs::{ANNOTATION_HASH, End, OperationKey, PodInputs, SEEN_PATIENCE};
 use crate::pod::reasons::{self, PodEvent};
+use crate::pod::volumes::of_images;
 use crate::probe::ProbeKind;
 
 pub(super) fn plan_syncing(i: &PodInputs, plan: &mut PodPlan) {
@@ -73,26 +77,60 @@ pub(super) enum Turn {
     Busy,
 }
 
-/// Ephemeral containers first, that they may help where init containers cannot be started; then init containers one
-/// after the other, with the sidecars before them kept alive; then regular ones.
+/// Ephemeral containers first, that they may help where init containers cannot be started; then what is in volumes of
+/// those that have not begun; then init containers one after the other, with the sidecars before them kept alive;
+/// then regular ones.
 fn start_missing(i: &PodInputs, sandbox: &PodSandboxId, plan: &mut PodPlan) {
-    let inits: Vec<_> = containers::init(i.spec()).collect();
-    let due = match initialization::progress(i) {
-        Progress::At(place) => place,
-        Progress::Done => inits.len(),
+    for member in containers::ephemeral(i.spec()) {
+        if plan_container(i, &member, sandbox, plan) == Turn::Busy {
+            return;
+        }
+    }
+    let Some(without_volume) = fetch_ahead(i, plan) else { return };
+    let due = |member: &Member<'_>| match member.kind {
+        Kind::Init => initialization::is_due(i, member.name()),
+        Kind::Sidecar | Kind::Regular | Kind::Ephemeral => initialization::has_turn(i, member),
     };
-    let initialized = due == inits.len();
-    let sidecars = inits.into_iter().enumerate();
-    let kept =
-        sidecars.filter(|(place, member)| *place == due || (*place < due && member.kind == Kind::Sidecar));
-    let regular = containers::regular(i.spec()).filter(|_| initialized);
-    let order = containers::ephemeral(i.spec()).chain(kept.map(|(_, member)| member)).chain(regular);
-    for member in order {
+    let order = containers::init(i.spec()).chain(containers::regular(i.spec())).filter(due);
+    for member in order.filter(|member| !without_volume.contains(member.name())) {
         // Starts are strictly one after the other: a pull or start in progress holds back the containers after it.
         if plan_container(i, &member, sandbox, plan) == Turn::Busy {
             break;
         }
     }
+}
+
+/// The images whose content the containers mount that have not begun are fetched before any of them starts. One that
+/// cannot be had holds back its own containers alone, which are returned. `None` while one is being fetched.
+fn fetch_ahead(i: &PodInputs, plan: &mut PodPlan) -> Option<BTreeSet<String>> {
+    let mut without = BTreeSet::new();
+    for member in containers::init(i.spec()).chain(containers::regular(i.spec())) {
+        let name = member.name();
+        let begins = i.newest_here(name).is_none()
+            && !i.is_starting(name)
+            && (i.should_start(&member) || !initialization::has_turn(i, &member));
+        if !begins || of_images(i.spec(), &member.container).next().is_none() {
+            continue;
+        }
+        if i.operations.contains_key(&OperationKey::PullImage(name.to_owned())) {
+            plan.wait(WaitingOn::ImagePull { container: name.to_owned() });
+            return None;
+        }
+        let fails = current_failure(i, &member.container)
+            .is_some_and(|failure| failure_holds_back(i, name, failure, false, plan));
+        if fails {
+            without.insert(name.to_owned());
+            continue;
+        }
+        match obtain_volumes(i, &member.container, plan) {
+            Ok(_) => {}
+            Err(Turn::Next) => {
+                without.insert(name.to_owned());
+            }
+            Err(Turn::Busy) => return None,
+        }
+    }
+    Some(without)
 }
 
 fn plan_container(i: &PodInputs, member: &Member<'_>, sandbox: &PodSandboxId, plan: &mut PodPlan) -> Turn {

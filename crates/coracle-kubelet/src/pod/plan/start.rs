@@ -180,6 +180,30 @@ fn already_present(image: &str) -> String {
     format!("Container image \"{image}\" already present on machine and can be accessed by the pod")
 }
 
+/// Sees to the images whose content a container mounts. Returns them by volume, and what is told at the start. The
+/// error is that the start has to wait.
+pub(super) fn obtain_volumes(
+    i: &PodInputs,
+    container: &Container,
+    plan: &mut PodPlan,
+) -> Result<(BTreeMap<String, String>, Vec<PodAction>), Turn> {
+    let (mut volumes, mut told) = (BTreeMap::new(), Vec::new());
+    for (volume, source) in volumes::of_images(i.spec(), container) {
+        let wanted = Wanted {
+            name: source.reference.as_deref().unwrap_or_default(),
+            policy: source.pull_policy.as_deref(),
+            presence: i.volume_images.get(volume),
+            volume: true,
+        };
+        let Obtained { name, present, pulled } = obtain(i, container, &wanted, plan)?;
+        if pulled.is_none() {
+            told.push(PodAction::Report(PodEvent::pod("Pulled", already_present(&name))));
+        }
+        volumes.insert(volume.to_owned(), present.map(|image| image.id).unwrap_or_default());
+    }
+    Ok((volumes, told))
+}
+
 pub(super) fn plan_start(
     i: &PodInputs,
     member: &Member<'_>,
@@ -196,24 +220,10 @@ pub(super) fn plan_start(
         message,
         events,
     };
-    let (mut volumes, mut told) = (BTreeMap::new(), Vec::new());
-    for (volume, source) in volumes::of_images(i.spec(), container) {
-        let wanted = Wanted {
-            name: source.reference.as_deref().unwrap_or_default(),
-            policy: source.pull_policy.as_deref(),
-            presence: i.volume_images.get(volume),
-            volume: true,
-        };
-        match obtain(i, container, &wanted, plan) {
-            Ok(Obtained { name, present, pulled }) => {
-                if pulled.is_none() {
-                    told.push(PodAction::Report(PodEvent::pod("Pulled", already_present(&name))));
-                }
-                volumes.insert(volume.to_owned(), present.map(|image| image.id).unwrap_or_default());
-            }
-            Err(turn) => return turn,
-        }
-    }
+    let (volumes, told) = match obtain_volumes(i, container, plan) {
+        Ok(obtained) => obtained,
+        Err(turn) => return turn,
+    };
     let own = Wanted {
         name: &wanted,
         policy: container.image_pull_policy.as_deref(),
