@@ -16,30 +16,17 @@ mod volumes;
 
 use std::time::Duration;
 
-use cluster::{Cluster, NODE};
-use coracle_client::request::{self, PatchBody};
-use coracle_client::{Deletion, ObjectKey};
-use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
+use cluster::{Cluster, NODE, condition, exits};
+use coracle_client::Deletion;
+use coracle_client::request::PatchBody;
+use coracle_cri::scripted::{ImageScript, OnStop, RunScript};
 use coracle_cri::{
     ContainerState, CriError, PodSandboxConfig, PodSandboxFilter, PodSandboxMetadata, RuntimeService as _,
 };
-use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 fn one(image: &str) -> Value {
     json!({"containers": [{"name": "busybox", "image": image}]})
-}
-
-fn exits(code: i32, after: u64) -> RunScript {
-    RunScript {
-        exit: Some(Exit { after: Duration::from_secs(after), code, oom_killed: false }),
-        ..RunScript::default()
-    }
-}
-
-fn condition<'a>(pod: &'a Value, kind: &str) -> &'a Value {
-    let conditions = pod["status"]["conditions"].as_array().expect("conditions");
-    conditions.iter().find(|c| c["type"] == kind).unwrap_or_else(|| panic!("no condition {kind}: {pod:#}"))
 }
 
 #[tokio::test(start_paused = true)]
@@ -468,10 +455,8 @@ async fn a_changed_image_restarts_the_container_at_once() {
     cluster.image("busybox:2", ImageScript::default());
     cluster.run("p", one("busybox:1")).await;
     cluster.until_step("p", "MODIFIED Running | busybox Running 0").await;
-    let key = ObjectKey::namespaced("default", "p");
     let patch = json!({"spec": {"containers": [{"name": "busybox", "image": "busybox:2"}]}});
-    let patch = PatchBody::Strategic(patch);
-    request::patch::<Pod>(&cluster.admin, &key, &patch).await.unwrap();
+    cluster.patch("p", &PatchBody::Strategic(patch)).await;
     cluster.until_step("p", "MODIFIED Running | busybox Running 1").await;
     let (_, pod, _) = cluster.history("p").pop().unwrap();
     assert_eq!(pod["status"]["containerStatuses"][0]["image"], "busybox:2");
@@ -612,8 +597,7 @@ async fn what_was_missed_is_found_also_on_a_node_that_is_never_quiet() {
         async || cluster.runtime.list_pod_sandboxes(&PodSandboxFilter::default()).await.unwrap().len();
     for minute in 0..30 {
         let patch = json!({"metadata": {"annotations": {"minute": minute.to_string()}}});
-        let key = ObjectKey::namespaced("default", "p");
-        request::patch::<Pod>(&cluster.admin, &key, &PatchBody::Merge(patch)).await.unwrap();
+        cluster.patch("p", &PatchBody::Merge(patch)).await;
         cluster.clock.sleep(Duration::from_secs(60)).await;
     }
     assert_eq!(sandboxes().await, 1, "{:?}", cluster.runtime.calls());

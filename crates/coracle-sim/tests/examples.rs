@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod lives;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ fn play(text: &str) -> Report {
 
 fn play_until(text: &str, until: Option<Duration>) -> Report {
     let nothing = |name: &str| Err(std::io::Error::other(format!("no example reads {name}")));
-    let scenario = scenario::read(text, &nothing).unwrap_or_else(|problems| panic!("{problems}"));
+    let scenario = scenario::read(text, &nothing).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
     let seed = scenario.seed;
     let show = std::env::var_os("SHOW_TRACE").is_some();
     let tell = Box::new(move |line: &str| {

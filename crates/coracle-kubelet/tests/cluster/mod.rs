@@ -13,7 +13,7 @@ use coracle_apiserver::{ApiServer, Body, Config, InProcess};
 use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, Informer, ListOptions, ObjectKey, in_process};
 use coracle_clock::{Clock, Ids, Rng};
-use coracle_cri::scripted::{ImageScript, ScriptedRuntime};
+use coracle_cri::scripted::{Exit, ImageScript, RunScript, ScriptedRuntime};
 use coracle_kubelet::{Kubelet, KubeletConfig, Machine, VolumeHost};
 use coracle_store::embedded::{EmbeddedStore, Execution, Options};
 use coracle_store::simfs::SimFs;
@@ -98,6 +98,23 @@ impl Statuses {
     }
 }
 
+/// Where an object of this name is: all are in one namespace.
+pub(crate) fn key(name: &str) -> ObjectKey {
+    ObjectKey::namespaced("default", name)
+}
+
+/// A program that ends with this code after so many seconds.
+pub(crate) fn exits(code: i32, after: u64) -> RunScript {
+    let exit = Some(Exit { after: Duration::from_secs(after), code, oom_killed: false });
+    RunScript { exit, ..RunScript::default() }
+}
+
+/// A condition of a Pod, which must be there.
+pub(crate) fn condition<'a>(pod: &'a Value, kind: &str) -> &'a Value {
+    let conditions = pod["status"]["conditions"].as_array().expect("conditions");
+    conditions.iter().find(|c| c["type"] == kind).unwrap_or_else(|| panic!("no condition {kind}: {pod:#}"))
+}
+
 impl Cluster {
     /// A cluster whose node is ready.
     pub(crate) async fn start() -> Self {
@@ -125,7 +142,7 @@ impl Cluster {
         let admin = in_process(server.in_process(UserInfo::new("admin", ["system:masters"])));
         // Nobody publishes the cluster's authority here, which Pods with a token would wait for.
         let silent = PatchBody::Merge(json!({"automountServiceAccountToken": false}));
-        let account = ObjectKey::namespaced("default", "default");
+        let account = key("default");
         request::patch::<ServiceAccount>(&admin, &account, &silent).await.unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let news = Arc::new(Notify::new());
@@ -276,12 +293,23 @@ impl Cluster {
             "apiVersion": "v1", "kind": "Binding", "metadata": {"name": name, "namespace": "default"},
             "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
         });
-        let key = ObjectKey::namespaced("default", name);
-        request::create_subresource::<Pod, Value>(&self.admin, &key, "binding", &binding).await.unwrap();
+        request::create_subresource::<Pod, Value>(&self.admin, &key(name), "binding", &binding)
+            .await
+            .unwrap();
     }
 
     pub(crate) async fn delete(&self, name: &str, how: &Deletion) {
-        request::delete::<Pod>(&self.admin, &ObjectKey::namespaced("default", name), how).await.unwrap();
+        request::delete::<Pod>(&self.admin, &key(name), how).await.unwrap();
+    }
+
+    /// Changes a Pod.
+    pub(crate) async fn patch(&self, name: &str, patch: &PatchBody) {
+        request::patch::<Pod>(&self.admin, &key(name), patch).await.unwrap();
+    }
+
+    /// The Pod as the API server has it.
+    pub(crate) async fn pod(&self, name: &str) -> Pod {
+        request::get::<Pod>(&self.admin, &key(name)).await.unwrap()
     }
 
     /// Everything a watch has shown of a Pod.

@@ -5,18 +5,13 @@ mod records;
 
 use std::time::Duration;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, condition, exits, key};
+use coracle_client::Deletion;
 use coracle_client::request::{self, PatchBody};
-use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::RuntimeService as _;
-use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
+use coracle_cri::scripted::{ImageScript, OnStop, RunScript};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
-
-fn exits(code: i32, after: u64) -> RunScript {
-    let exit = Some(Exit { after: Duration::from_secs(after), code, oom_killed: false });
-    RunScript { exit, ..RunScript::default() }
-}
 
 fn runs(runs: Vec<RunScript>) -> ImageScript {
     ImageScript { runs, ..ImageScript::default() }
@@ -47,11 +42,6 @@ fn plain(name: &str, image: &str) -> Value {
 
 fn sidecar(name: &str, image: &str) -> Value {
     json!({"name": name, "image": image, "restartPolicy": "Always"})
-}
-
-fn condition<'a>(pod: &'a Value, kind: &str) -> &'a Value {
-    let conditions = pod["status"]["conditions"].as_array().expect("conditions");
-    conditions.iter().find(|c| c["type"] == kind).unwrap_or_else(|| panic!("no condition {kind}: {pod:#}"))
 }
 
 fn last(cluster: &Cluster, name: &str) -> Value {
@@ -453,8 +443,7 @@ async fn a_pod_ends_at_its_deadline_which_may_be_brought_forward() {
     cluster.until_step("p", "MODIFIED Running | app Running 0").await;
     let begun = cluster.clock.elapsed();
     let patch = PatchBody::Merge(json!({"spec": {"activeDeadlineSeconds": 20}}));
-    let key = ObjectKey::namespaced("default", "p");
-    request::patch::<Pod>(&cluster.admin, &key, &patch).await.unwrap();
+    cluster.patch("p", &patch).await;
     cluster.until_step("p", "MODIFIED DeadlineExceeded | app Error:137 0").await;
     let took = (cluster.clock.elapsed() - begun).as_secs_f64();
     assert!((22.5..24.0).contains(&took), "{took}");
@@ -484,7 +473,7 @@ async fn readiness_gates_hold_back_ready_until_somebody_opens_them() {
         condition(&shut, "Ready")["message"],
         "corresponding condition of pod readiness gate \"example.com/gate\" does not exist."
     );
-    let key = ObjectKey::namespaced("default", "p");
+    let key = key("p");
     for (status, ready) in [("False", "False"), ("True", "True"), ("False", "False")] {
         let gate = json!({"type": "example.com/gate", "status": status});
         let patch = PatchBody::Strategic(json!({"status": {"conditions": [gate]}}));
@@ -545,7 +534,7 @@ async fn an_ephemeral_container_is_started_once_and_is_nothing_to_the_pods_fate(
     let spec = json!({"restartPolicy": "Never", "initContainers": [plain("i", "ok:1")], "containers": [plain("app", "ok-later:1")]});
     cluster.run("p", spec).await;
     cluster.until_step("p", "MODIFIED Running | init i Completed:0 0 | app Running 0").await;
-    let key = ObjectKey::namespaced("default", "p");
+    let key = key("p");
     let add = async |containers: Value| {
         let patch = PatchBody::Strategic(json!({"spec": {"ephemeralContainers": containers}}));
         request::patch_subresource::<Pod>(&cluster.admin, &key, "ephemeralcontainers", &patch).await.unwrap();
@@ -594,10 +583,9 @@ async fn five_hundred_changes_of_a_spec_end_with_the_last_one_observed() {
     let cluster = started().await;
     cluster.run("p", json!({"activeDeadlineSeconds": 100_000, "containers": [plain("app", "app:1")]})).await;
     cluster.until_step("p", "MODIFIED Running | app Running 0").await;
-    let key = ObjectKey::namespaced("default", "p");
     for n in 1..=500 {
         let patch = PatchBody::Merge(json!({"spec": {"activeDeadlineSeconds": 100_000 - n}}));
-        request::patch::<Pod>(&cluster.admin, &key, &patch).await.unwrap();
+        cluster.patch("p", &patch).await;
     }
     cluster.settle().await;
     let now = last(&cluster, "p");

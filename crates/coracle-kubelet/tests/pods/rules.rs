@@ -3,43 +3,20 @@
 
 use std::time::Duration;
 
+use coracle_client::Deletion;
 use coracle_client::request::{self, PatchBody};
-use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::scripted::{ImageScript, OnStop, RunScript, Trouble};
 use coracle_cri::{CriError, RuntimeService as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::ConfigMap;
 use serde_json::{Value, json};
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, key};
 
 fn one(image: &str) -> Value {
     json!({"containers": [{"name": "c", "image": image}]})
 }
 
 const RUNNING: &str = "MODIFIED Running | c Running 0";
-
-fn key(name: &str) -> ObjectKey {
-    ObjectKey::namespaced("default", name)
-}
-
-#[tokio::test(start_paused = true)]
-async fn five_hundred_changes_in_a_row_are_all_observed() {
-    let cluster = Cluster::start().await;
-    cluster.image("a:1", ImageScript::default());
-    cluster.run("p", one("a:1")).await;
-    cluster.until_step("p", RUNNING).await;
-    for seconds in 0..500 {
-        let patch = PatchBody::Merge(json!({"spec": {"activeDeadlineSeconds": 100_000 - seconds}}));
-        request::patch::<Pod>(&cluster.admin, &key("p"), &patch).await.unwrap();
-    }
-    cluster.clock.sleep(Duration::from_secs(5)).await;
-    let pod = request::get::<Pod>(&cluster.admin, &key("p")).await.unwrap();
-    let generation = pod.metadata.generation.unwrap();
-    assert!(generation > 500, "{generation}");
-    let status = pod.status.unwrap();
-    assert_eq!(status.observed_generation, Some(generation));
-    assert_eq!(status.container_statuses.unwrap()[0].restart_count, 0);
-}
 
 #[tokio::test(start_paused = true)]
 async fn trouble_with_a_sandbox_shows_in_events_and_not_in_the_status() {
@@ -84,7 +61,7 @@ async fn a_pod_made_anew_under_its_old_name_is_another_pod() {
     let second = cluster.run("p", one("a:1")).await.metadata.uid.unwrap();
     assert_ne!(first, second);
     cluster.clock.sleep(Duration::from_secs(10)).await;
-    let pod = request::get::<Pod>(&cluster.admin, &key("p")).await.unwrap();
+    let pod = cluster.pod("p").await;
     assert_eq!(pod.status.unwrap().phase.as_deref(), Some("Running"));
     let sandboxes = cluster.runtime.list_pod_sandboxes(&Default::default()).await.unwrap();
     let owners: Vec<_> = sandboxes.iter().map(|s| (s.metadata.uid.clone(), s.metadata.attempt)).collect();
@@ -180,7 +157,7 @@ async fn a_pod_that_a_finalizer_holds_ends_once_and_stays() {
     cluster.run("p", one("a:1")).await;
     cluster.until_step("p", RUNNING).await;
     let held = PatchBody::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}));
-    request::patch::<Pod>(&cluster.admin, &key("p"), &held).await.unwrap();
+    cluster.patch("p", &held).await;
     cluster.delete("p", &Deletion::default()).await;
     cluster.clock.sleep(Duration::from_secs(60)).await;
     let (calls, seen) = (cluster.runtime.calls().len(), cluster.history("p").len());
@@ -188,10 +165,10 @@ async fn a_pod_that_a_finalizer_holds_ends_once_and_stays() {
     assert_eq!((cluster.runtime.calls().len(), cluster.history("p").len()), (calls, seen), "nothing loops");
     let stops = cluster.runtime.calls().into_iter().filter(|call| call.starts_with("stop c")).count();
     assert_eq!(stops, 1, "{:#?}", cluster.runtime.calls());
-    let pod = request::get::<Pod>(&cluster.admin, &key("p")).await.unwrap();
+    let pod = cluster.pod("p").await;
     assert_eq!(pod.status.unwrap().phase.as_deref(), Some("Failed"));
     let free = PatchBody::Merge(json!({"metadata": {"finalizers": null}}));
-    request::patch::<Pod>(&cluster.admin, &key("p"), &free).await.unwrap();
+    cluster.patch("p", &free).await;
     cluster.settle().await;
     assert_eq!(cluster.history("p").last().unwrap().0, "DELETED");
     assert!(cluster.runtime.list_pod_sandboxes(&Default::default()).await.unwrap().is_empty());
@@ -227,7 +204,7 @@ async fn a_runtime_that_does_not_tell_is_told_of_and_asked_again() {
     let looks = ["list_pod_sandboxes", "pod_sandbox_status", "list_containers", "container_status"];
     cluster.runtime.set_trouble(trouble(&looks));
     let touch = PatchBody::Merge(json!({"metadata": {"annotations": {"a": "b"}}}));
-    request::patch::<Pod>(&cluster.admin, &key("p"), &touch).await.unwrap();
+    cluster.patch("p", &touch).await;
     let events = cluster.events("p").await.join("\n");
     assert!(events.contains("Warning FailedSync error determining status: busy"), "{events}");
     cluster.runtime.set_trouble(Trouble::default());

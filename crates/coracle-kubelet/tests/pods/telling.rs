@@ -6,7 +6,7 @@ use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::CriError;
 use coracle_cri::scripted::{ImageScript, OnStop, RunScript, Trouble};
-use k8s_openapi::api::core::v1::{ConfigMap, Event, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Node};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, NODE};
@@ -83,7 +83,7 @@ async fn a_runtime_that_does_not_kill_in_time_is_told_of_once() {
     assert_eq!(told().await, [text]);
     // It is looked at again, and nothing new is to be said.
     let patch = PatchBody::Merge(json!({"metadata": {"labels": {"a": "b"}}}));
-    request::patch::<Pod>(&cluster.admin, &ObjectKey::namespaced("default", "p"), &patch).await.unwrap();
+    cluster.patch("p", &patch).await;
     cluster.clock.sleep(Duration::from_secs(60)).await;
     assert_eq!(told().await, [text]);
     assert_eq!(cluster.history("p").last().unwrap().0, "DELETED");

@@ -9,10 +9,10 @@ use coracle_client::request::{self, PatchBody};
 use coracle_client::{Deletion, ObjectKey};
 use coracle_cri::scripted::{Exit, ImageScript, OnStop, RunScript};
 use coracle_cri::{ContainerFilter, ImageContent, ImageService as _, ImageSpec, Mount, RuntimeService as _};
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, ServiceAccount};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, NODE};
+use crate::cluster::{Cluster, NODE, key};
 
 const RUNNING: &str = "MODIFIED Running | c Running 0";
 
@@ -42,14 +42,13 @@ fn config_map(data: Value) -> ConfigMap {
 }
 
 async fn set_config_map(cluster: &Cluster, data: Value) {
-    let key = ObjectKey::namespaced("default", "cm");
+    let key = key("cm");
     let patch = PatchBody::Merge(json!({ "data": data }));
     request::patch::<ConfigMap>(&cluster.admin, &key, &patch).await.unwrap();
 }
 
 async fn uid(cluster: &Cluster, name: &str) -> String {
-    let pod = request::get::<Pod>(&cluster.admin, &ObjectKey::namespaced("default", name)).await.unwrap();
-    pod.metadata.uid.unwrap()
+    cluster.pod(name).await.metadata.uid.unwrap()
 }
 
 /// What the container has mounted at a path.
@@ -145,17 +144,11 @@ async fn a_change_of_a_source_is_seen_in_the_volume_and_restarts_nothing() {
     until_file(&cluster, both.join("c"), "3").await;
     assert!(map.join("b").symlink_metadata().is_err());
     let patch = PatchBody::Merge(json!({"metadata": {"labels": {"new": "yes"}}}));
-    request::patch::<Pod>(&cluster.admin, &ObjectKey::namespaced("default", "p"), &patch).await.unwrap();
+    cluster.patch("p", &patch).await;
     until_file(&cluster, both.join("labels"), "new=\"yes\"").await;
 
     // A source that goes away leaves what it has given; users hear of it.
-    request::delete::<ConfigMap>(
-        &cluster.admin,
-        &ObjectKey::namespaced("default", "cm"),
-        &Deletion::default(),
-    )
-    .await
-    .unwrap();
+    request::delete::<ConfigMap>(&cluster.admin, &key("cm"), &Deletion::default()).await.unwrap();
     cluster.settle().await;
     assert_eq!(text(map.join("a")), "2");
     assert!(
@@ -174,7 +167,7 @@ async fn what_says_that_it_never_changes_is_not_looked_at_again() {
     cluster.run("p", with(json!([{"name": "v", "configMap": {"name": "cm"}}]))).await;
     cluster.until_step("p", RUNNING).await;
     let volume = mounted(&cluster, "/v").await.host_path;
-    let key = ObjectKey::namespaced("default", "cm");
+    let key = key("cm");
     request::delete::<ConfigMap>(&cluster.admin, &key, &Deletion::default()).await.unwrap();
     request::create(&cluster.admin, &config_map(json!({"a": "2"}))).await.unwrap();
     cluster.clock.sleep(Duration::from_secs(60)).await;
@@ -253,7 +246,7 @@ async fn variables_come_from_objects_and_what_is_missing_is_said() {
         cluster.clock.sleep(Duration::from_millis(100)).await;
     }
     let patch = PatchBody::Merge(json!({"stringData": {"k": "secret"}}));
-    request::patch::<Secret>(&cluster.admin, &ObjectKey::namespaced("default", "s"), &patch).await.unwrap();
+    request::patch::<Secret>(&cluster.admin, &key("s"), &patch).await.unwrap();
     cluster.until_step("p", RUNNING).await;
     let variables = cluster.runtime.environment("c");
     let value = |name: &str| variables.iter().find(|v| v.key == name).map_or("", |v| v.value.as_str());

@@ -11,12 +11,12 @@ use coracle_cri::{
     PodSandboxId, PodSandboxState, RuntimeService,
 };
 use coracle_keeper::{Envelope, ExitRecord, PROTOCOL_VERSION, Reply, Request, SOCKET_FILE, wire};
-use coracle_runtime::{EmbeddedRuntime, Patience};
+use coracle_runtime::Patience;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
-use crate::host::{Host, run, shell, wait_for, wait_for_exit};
+use crate::host::{Host, block_on, run, sandbox_state, shell, until_not_ready, wait_for, wait_for_exit};
 use crate::restart::first_daemon;
 
 /// A keeper whose answers are the test's. It takes the place of the true one, which goes on unheard.
@@ -94,14 +94,6 @@ fn left_running(host: &Host, script: &str) -> (ContainerId, PodSandboxId) {
         },
         host,
     )
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
-}
-
-async fn sandbox_state(runtime: &EmbeddedRuntime, id: &PodSandboxId) -> PodSandboxState {
-    runtime.pod_sandbox_status(id).await.unwrap().sandbox.state
 }
 
 /// Processes that have the sandbox's run directory as an argument: its keeper.
@@ -363,12 +355,7 @@ fn a_keeper_that_never_answers_is_given_up_some_day() {
         let runtime = host.open().await;
         let status = wait_for_exit(&runtime, &id).await;
         assert_eq!((status.exit_code, status.reason.as_str()), (Some(255), "Unknown"));
-        let stopped = async {
-            while sandbox_state(&runtime, &sandbox).await == PodSandboxState::Ready {
-                host.clock.sleep(Duration::from_millis(5)).await;
-            }
-        };
-        host.clock.timeout(Duration::from_secs(30), stopped).await.expect("its sandbox is not ready");
+        until_not_ready(&host, &runtime, &sandbox).await;
         runtime.remove_pod_sandbox(&sandbox).await.unwrap();
     });
 }

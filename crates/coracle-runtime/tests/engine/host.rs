@@ -11,7 +11,7 @@ use coracle_clock::{Clock, Rng};
 use coracle_cri::{
     ContainerConfig, ContainerId, ContainerState, ContainerStatus, CriResult, ImageRunConfig, ImageSpec,
     PodNetwork, PodNetworkRequest, PodNetworkStatus, PodSandboxConfig, PodSandboxId, PodSandboxMetadata,
-    RuntimeService,
+    PodSandboxState, RuntimeService,
 };
 use coracle_runtime::image::Rootfs;
 use coracle_runtime::{EmbeddedRuntime, LogLimit, Patience, RootfsSource, RuntimeConfig, purge};
@@ -233,6 +233,25 @@ pub(crate) async fn wait_for(
 
 pub(crate) async fn wait_for_exit(runtime: &EmbeddedRuntime, id: &ContainerId) -> ContainerStatus {
     wait_for(runtime, id, "its end", |s| s.container.state == ContainerState::Exited).await
+}
+
+/// Runs this to its end on a Tokio runtime of its own.
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
+}
+
+pub(crate) async fn sandbox_state(runtime: &EmbeddedRuntime, id: &PodSandboxId) -> PodSandboxState {
+    runtime.pod_sandbox_status(id).await.unwrap().sandbox.state
+}
+
+/// Waits until a sandbox is not ready any more.
+pub(crate) async fn until_not_ready(host: &Host, runtime: &EmbeddedRuntime, id: &PodSandboxId) {
+    let stopped = async {
+        while sandbox_state(runtime, id).await == PodSandboxState::Ready {
+            host.clock.sleep(Duration::from_millis(5)).await;
+        }
+    };
+    host.clock.timeout(Duration::from_secs(30), stopped).await.expect("its sandbox is not ready");
 }
 
 /// Makes and starts a container in a sandbox of its own.

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use coracle_cri::{ContainerState, PodSandboxState, RuntimeService};
+use coracle_cri::{ContainerState, RuntimeService};
 use coracle_runtime::EmbeddedRuntime;
 
-use crate::host::{Host, run, shell, wait_for_exit};
+use crate::host::{Host, block_on, run, shell, until_not_ready, wait_for_exit};
 
 /// Runs a first daemon on a Tokio runtime of its own and then drops all of it: nothing of it is told.
 pub(crate) fn first_daemon<T>(work: impl AsyncFnOnce(&EmbeddedRuntime) -> T, host: &Host) -> T {
@@ -46,8 +46,7 @@ fn containers_and_their_ends_outlive_the_daemon() {
     std::fs::write(host.dir.path().join("gate/open"), "").unwrap();
     let record = host.config.data_dir.join("containers").join(&ending.1.0).join("exit.json");
 
-    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    tokio.block_on(async {
+    block_on(async {
         let written = async {
             while !record.exists() {
                 host.clock.sleep(Duration::from_millis(5)).await;
@@ -95,8 +94,7 @@ fn the_content_of_an_image_stays_with_its_container_and_goes_with_it() {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         mounts.lines().filter(|line| line.contains(&format!("{}-0/", id.0))).count()
     };
-    let tokio = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    tokio.block_on(async {
+    block_on(async {
         let runtime = host.open().await;
         assert_eq!(mounted(), 1);
         runtime.start_container(&id).await.unwrap();
@@ -122,14 +120,7 @@ async fn a_dead_keeper_ends_its_pod() {
     let status = wait_for_exit(&runtime, &id).await;
     assert_eq!((status.exit_code, status.reason.as_str()), (Some(255), "Unknown"));
     let sandboxes = runtime.list_pod_sandboxes(&Default::default()).await.unwrap();
-    let seen = async {
-        while runtime.pod_sandbox_status(&sandboxes[0].id).await.unwrap().sandbox.state
-            != PodSandboxState::NotReady
-        {
-            host.clock.sleep(Duration::from_millis(5)).await;
-        }
-    };
-    host.clock.timeout(Duration::from_secs(30), seen).await.expect("the sandbox is not ready any more");
+    until_not_ready(&host, &runtime, &sandboxes[0].id).await;
     runtime.remove_pod_sandbox(&sandboxes[0].id).await.unwrap();
 }
 

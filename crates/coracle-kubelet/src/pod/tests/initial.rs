@@ -238,36 +238,3 @@ fn a_container_that_vanished_is_lost_and_counted_unless_the_pod_is_being_deleted
     let lost = status(&i);
     assert_eq!((state(&lost, "s").as_str(), of(&lost, "s").restart_count), ("ContainerStatusUnknown 137", 0));
 }
-
-#[test]
-fn conditions_come_in_upstreams_order() {
-    let mut spec = base();
-    spec["containers"][0]["restartPolicy"] = json!("Never");
-    spec["containers"][0]["restartPolicyRules"] =
-        json!([{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [1]}}]);
-    let mut i = with(spec);
-    let reason = crate::pod::reasons::PREEMPTING;
-    i.eviction = Some(crate::pod::Eviction { reason, message: "m".into() });
-    let shown = status(&i);
-    let kinds: Vec<_> = shown.conditions.iter().flatten().map(|c| c.type_.as_str()).collect();
-    assert_eq!(
-        kinds,
-        [
-            "DisruptionTarget",
-            "PodReadyToStartContainers",
-            "Initialized",
-            "Ready",
-            "ContainersReady",
-            "PodScheduled",
-            "AllContainersRestarting"
-        ]
-    );
-    assert!(shown.conditions.iter().flatten().all(|c| c.observed_generation == Some(2)));
-    // Once it is written, it is somebody's word and stays.
-    let written = shown.conditions.clone();
-    Arc::make_mut(&mut i.pod).status.as_mut().unwrap().conditions = written;
-    i.eviction = None;
-    assert_eq!(condition(&status(&i), "DisruptionTarget"), is("True", "TerminationByKubelet", "m"));
-    i.lifecycle = Lifecycle::Terminated { cause: TerminationCause::Deleted };
-    assert_eq!(condition(&status(&i), "AllContainersRestarting"), is("False", "PodFailed", ""));
-}

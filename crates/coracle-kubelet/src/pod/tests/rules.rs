@@ -91,12 +91,17 @@ fn conditions_stand_in_upstreams_order_and_a_disruption_stays_as_it_was_told() {
         ]
     );
     assert!(told.conditions.iter().flatten().all(|c| c.last_probe_time.is_none()));
+    let own = told.conditions.iter().flatten().filter(|c| c.type_ != "a/b");
+    assert!(own.clone().all(|c| c.observed_generation == i.pod.metadata.generation));
+    assert!(i.pod.metadata.generation.is_some());
     Arc::make_mut(&mut i.pod).status = Some(told);
     i.eviction = Some(Eviction { reason: "Preempting", message: "second".to_owned() });
     let later = status(&i).conditions.unwrap();
     let targets: Vec<_> = later.iter().filter(|c| c.type_ == "DisruptionTarget").collect();
     assert_eq!(targets.len(), 1);
-    assert_eq!((targets[0].status.as_str(), targets[0].message.as_deref()), ("True", Some("first")));
+    let target = targets[0];
+    assert_eq!((target.status.as_str(), target.message.as_deref()), ("True", Some("first")));
+    assert_eq!(target.reason.as_deref(), Some("TerminationByKubelet"));
 }
 
 #[test]

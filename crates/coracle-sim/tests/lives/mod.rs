@@ -1,8 +1,6 @@
 //! The lives of Pods against the clock: what has to be seen, and when.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
-use coracle_sim::scenario::{self, Play};
+use super::play;
 
 /// A Pod of one node, with what its spec holds beside a name, in a scenario that has to hold.
 fn holds(scenario: &str, spec: &str) {
@@ -10,19 +8,7 @@ fn holds(scenario: &str, spec: &str) {
     let text = format!(
         "scenario: a life\nnodes: 1\n{scenario}\n---\napiVersion: v1\nkind: Pod\nmetadata: {{name: web}}\nspec:\n{spec}"
     );
-    let none = |name: &str| Err(std::io::Error::other(format!("there is no {name}")));
-    let scenario = scenario::read(&text, &none).unwrap_or_else(|problems| panic!("{problems}\n{text}"));
-    let show = std::env::var_os("SHOW_TRACE").is_some();
-    let tell = Box::new(move |line: &str| {
-        if show {
-            println!("{line}");
-        }
-    });
-    let seed = scenario.seed;
-    let mut play = Play::new(scenario, seed, None, tell).unwrap();
-    let end = play.end();
-    play.advance(end).unwrap_or_else(|stopped| panic!("{stopped}"));
-    let report = play.finish();
+    let report = play(&text);
     assert!(report.holds(), "{}", report.to_text("-"));
 }
 
