@@ -53,6 +53,11 @@ fn condition(conditions: &Value, kind: &str) -> (String, String, i64) {
     (text("status"), text("reason"), since.as_second() - at(0).as_second())
 }
 
+fn message(conditions: &Value, kind: &str) -> String {
+    let found = conditions.as_array().unwrap().iter().find(|condition| condition["type"] == kind);
+    found.unwrap()["message"].as_str().unwrap_or_default().to_owned()
+}
+
 fn pod_condition(pod: &Pod, kind: &str) -> (String, String, i64) {
     condition(&json!(pod.status.as_ref().unwrap().conditions), kind)
 }
@@ -100,6 +105,7 @@ async fn pods_of_a_dead_node_leave_five_minutes_after_it_was_found_out() {
     for kind in ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"] {
         let expected = ("Unknown".to_owned(), "NodeStatusUnknown".to_owned(), 110);
         assert_eq!(condition(&conditions, kind), expected, "{kind}");
+        assert_eq!(message(&conditions, kind), "Kubelet stopped posting node status.", "{kind}");
     }
     assert_eq!(taints(&cluster, "b").await, ["unreachable:NoSchedule@110", "unreachable:NoExecute@110"]);
     let unready = pod(&cluster, "p").await;
@@ -119,6 +125,8 @@ async fn pods_of_a_dead_node_leave_five_minutes_after_it_was_found_out() {
     assert_eq!(leaving.metadata.deletion_timestamp.clone().unwrap().0, at(410 + 30), "with its own grace");
     let target = ("True".to_owned(), "DeletionByTaintManager".to_owned(), 410);
     assert_eq!(pod_condition(&leaving, "DisruptionTarget"), target);
+    let conditions = json!(leaving.status.as_ref().unwrap().conditions);
+    assert_eq!(message(&conditions, "DisruptionTarget"), "Taint manager: deleting due to NoExecute taint");
     told(cluster.events("p").await, "TaintManagerEviction", "Marking for deletion Pod default/p");
     // Nobody can confirm its end: it stays.
     until(&cluster, 2000).await;

@@ -561,6 +561,19 @@ async fn the_node_is_ready_as_soon_as_it_has_its_range_of_addresses() {
     assert_eq!(first.metadata.owner_references.as_ref().unwrap()[0].kind, "Node");
     cluster.clock.sleep(Duration::from_secs(10)).await;
     assert!(leases.get(NODE).await.unwrap().spec.unwrap().renew_time > spec.renew_time);
+
+    // Of a node on which nothing happens the Lease alone is heard for five minutes.
+    let heard = async || {
+        let node = cluster.until_node("there", |_| true).await;
+        let conditions = node.status.as_ref().unwrap().conditions.clone().unwrap();
+        conditions[0].last_heartbeat_time.clone().unwrap().0
+    };
+    let last = heard().await;
+    let quiet = Duration::try_from(cluster.clock.now().duration_since(last)).unwrap();
+    cluster.clock.sleep(Duration::from_secs(297) - quiet).await;
+    assert_eq!(heard().await, last);
+    cluster.clock.sleep(Duration::from_secs(5)).await;
+    assert!(heard().await > last);
 }
 
 #[tokio::test(start_paused = true)]

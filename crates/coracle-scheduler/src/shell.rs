@@ -180,11 +180,25 @@ impl Run {
         for key in self.pod_changes.pending() {
             let pod = self.inputs.pods.get_key(&key).map(|pod| PodInfo::of(&pod));
             freed |= self.cluster.set_pod(&key, pod.as_ref());
+            if let Some(pod) = pod.as_ref().filter(|pod| pod.deleting) {
+                self.tell_of_deletion(pod);
+            }
             let needs = pod.filter(|pod| pod.needs(&self.profile.scheduler_name));
             lock(&self.queue).set(&key, needs, now);
         }
         if freed {
             lock(&self.queue).help(Help::Room, now);
+        }
+    }
+
+    /// Tells the user once that a Pod that has waited for a node gets none any more.
+    fn tell_of_deletion(&self, pod: &PodInfo) {
+        if lock(&self.queue).waiting(&pod.uid).is_none() {
+            return;
+        }
+        if let Some(object) = self.current(&pod.key, &pod.uid) {
+            let message = format!("skip schedule deleting pod: {}", pod.key);
+            self.recorder.event(&reference(object.as_ref()), EventType::Warning, "FailedScheduling", message);
         }
     }
 

@@ -195,6 +195,24 @@ async fn without_nodes_a_pod_waits_for_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_is_being_deleted_gets_no_node_and_is_told_so() {
+    let cluster = Cluster::start().await;
+    let pod = cluster.add_pod("p", "1").await;
+    cluster.until_event("FailedScheduling", "no nodes available to schedule pods").await;
+    let key = ObjectKey::namespaced("default", "p");
+    let held = PatchBody::Merge(json!({"metadata": {"finalizers": ["example.com/hold"]}}));
+    request::patch::<Pod>(&cluster.admin, &key, &held).await.unwrap();
+    request::delete::<Pod>(&cluster.admin, &key, &Deletion::of(pod.metadata.uid.unwrap())).await.unwrap();
+    cluster.until_event("FailedScheduling", "skip schedule deleting pod: default/p").await;
+    cluster.add_node("a", json!({"cpu": "2", "memory": "8Gi", "pods": "110"})).await;
+    cluster.clock.sleep(Duration::from_secs(600)).await;
+    assert_eq!(node_of(&cluster.pods.get("default", "p").unwrap()), None);
+    let told =
+        cluster.events.list().into_iter().filter(|event| event.message.as_deref().unwrap().contains("skip"));
+    assert_eq!(told.map(|event| event.count).collect::<Vec<_>>(), [Some(1)]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_burst_never_overfills_a_node() {
     let cluster = Cluster::start().await;
     for node in ["a", "b"] {

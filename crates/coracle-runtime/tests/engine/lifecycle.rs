@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use coracle_cri::{
-    ContainerFilter, ContainerState, CriError, EnvVar, ImageContent, Mount, MountPropagation, NamespaceMode,
-    NamespaceOptions, PodSandboxState, RuntimeService,
+    ContainerConfig, ContainerFilter, ContainerState, CriError, EnvVar, ImageContent, Mount,
+    MountPropagation, NamespaceMode, NamespaceOptions, PodSandboxState, RuntimeService,
 };
 use coracle_runtime::LogLimit;
 
@@ -168,6 +168,21 @@ async fn stopping_asks_first_and_a_shorter_grace_wins() {
     let status = runtime.container_status(&deaf).await.unwrap();
     assert_eq!(status.exit_code, Some(137));
     assert_eq!(log(&status).len(), 2, "it is asked once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_stopped_with_the_signal_that_it_asks_for() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let traps = "trap 'exit 5' TERM; trap 'exit 6' USR1; echo up; while :; do sleep 0.05; done";
+    for (signal, code) in [("", 5), ("SIGUSR1", 6)] {
+        let id = run(&host, &runtime, &ContainerConfig { stop_signal: signal.into(), ..shell(traps) }).await;
+        while log(&runtime.container_status(&id).await.unwrap()).is_empty() {
+            host.clock.sleep(Duration::from_millis(5)).await;
+        }
+        runtime.stop_container(&id, Duration::from_secs(60)).await.unwrap();
+        assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(code), "{signal:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
