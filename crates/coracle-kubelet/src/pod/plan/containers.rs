@@ -106,9 +106,9 @@ fn fetch_ahead(i: &PodInputs, plan: &mut PodPlan) -> Option<BTreeSet<String>> {
     let mut without = BTreeSet::new();
     for member in containers::init(i.spec()).chain(containers::regular(i.spec())) {
         let name = member.name();
-        let begins = i.newest_here(name).is_none()
-            && !i.is_starting(name)
-            && (i.should_start(&member) || !initialization::has_turn(i, &member));
+        let turn = initialization::has_turn(i, &member);
+        let begins =
+            i.newest_here(name).is_none() && !i.is_starting(name) && (i.should_start(&member) || !turn);
         if !begins || of_images(i.spec(), &member.container).next().is_none() {
             continue;
         }
@@ -116,10 +116,9 @@ fn fetch_ahead(i: &PodInputs, plan: &mut PodPlan) -> Option<BTreeSet<String>> {
             plan.wait(WaitingOn::ImagePull { container: name.to_owned() });
             return None;
         }
-        let fails = current_failure(i, &member.container)
-            .is_some_and(|failure| failure_holds_back(i, name, failure, false, plan));
-        if fails {
-            without.insert(name.to_owned());
+        // One whose turn has come is tried again when it is looked at itself.
+        let failed = current_failure(i, &member.container);
+        if failed.is_some_and(|failure| turn || failure_holds_back(i, name, failure, false, plan)) {
             continue;
         }
         match obtain_volumes(i, &member.container, plan) {
