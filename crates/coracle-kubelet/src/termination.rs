@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::logs::last_output;
 use crate::pod::containers;
-use crate::spec::container::TERMINATION_MESSAGE_PATH;
+use crate::spec::container::termination_message_path;
 
 const MESSAGE_BYTES: u64 = 4096;
 const ALL_MESSAGES_BYTES: usize = 12 * 1024;
@@ -25,9 +25,8 @@ pub(crate) async fn read_message(clock: &Clock, logs: &Path, pod: &Pod, status: 
     let Some(spec) = &pod.spec else { return String::new() };
     let member = containers::find(spec, &status.container.name);
     let container = member.as_ref().map(|member| member.container.as_ref());
-    let path =
-        container.and_then(|c| c.termination_message_path.as_deref()).unwrap_or(TERMINATION_MESSAGE_PATH);
-    let mounted = status.mounts.iter().find(|m| m.container_path == Path::new(path));
+    let path = container.and_then(termination_message_path);
+    let mounted = path.and_then(|path| status.mounts.iter().find(|mount| mount.container_path == path));
     let mut message = String::new();
     if let Some(mount) = mounted {
         let file = mount.host_path.clone();
@@ -76,6 +75,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::spec::container::TERMINATION_MESSAGE_PATH;
 
     /// The message of the first of `containers` containers, given its file and its log.
     async fn message(policy: &str, containers: usize, exit_code: i32, file: &str, log: &str) -> String {
@@ -87,6 +87,17 @@ mod tests {
 
     /// The message of the container `c0` of a Pod.
     async fn message_in(spec: serde_json::Value, exit_code: i32, file: &str, log: &str) -> String {
+        message_at(TERMINATION_MESSAGE_PATH, spec, exit_code, file, log).await
+    }
+
+    /// The same, where the container has the file at this path.
+    async fn message_at(
+        path: &str,
+        spec: serde_json::Value,
+        exit_code: i32,
+        file: &str,
+        log: &str,
+    ) -> String {
         let root = tempfile::tempdir().unwrap();
         let log_path = root.path().join("ns_p_u/c0/0.log");
         std::fs::create_dir_all(log_path.parent().unwrap()).unwrap();
@@ -114,7 +125,7 @@ mod tests {
             message: String::new(),
             log_path,
             mounts: vec![Mount {
-                container_path: TERMINATION_MESSAGE_PATH.into(),
+                container_path: path.into(),
                 host_path: host_path.clone(),
                 readonly: false,
                 recursive_readonly: false,
@@ -152,6 +163,17 @@ mod tests {
         let wide = format!("2026-01-01T00:00:00Z stdout F {}end\n", "y".repeat(5000));
         let last = message(FALLBACK, 1, 1, "", &wide).await;
         assert_eq!((last.len(), last.ends_with("end\n")), (2048, true));
+    }
+
+    #[tokio::test]
+    async fn the_file_is_where_the_container_says() {
+        let said = async |wanted: &str, mounted: &str| {
+            let spec = json!({"containers": [{"name": "c0", "terminationMessagePath": wanted}]});
+            message_at(mounted, spec, 0, "said", "").await
+        };
+        assert_eq!(said("/var/why", "/var/why").await, "said");
+        assert_eq!(said("var/why", "/var/why").await, "said");
+        assert_eq!(said("/var/why", TERMINATION_MESSAGE_PATH).await, "", "it is a mount like any other");
     }
 
     #[test]

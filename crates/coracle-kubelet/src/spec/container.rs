@@ -1,6 +1,6 @@
 //! The configuration of a container.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use coracle_cri::{
     ContainerConfig, EnvVar, Image, ImageSpec, LinuxContainerResources, Mount, MountPropagation,
@@ -112,25 +112,32 @@ fn image_id(image: &Image) -> String {
 }
 
 fn mounts(container: &Container, context: &ContainerContext<'_>) -> Vec<Mount> {
-    let bind = |container_path: &str, host_path: &PathBuf| Mount {
-        container_path: PathBuf::from(container_path),
+    let bind = |container_path: PathBuf, host_path: &PathBuf| Mount {
+        container_path,
         host_path: host_path.clone(),
         readonly: false,
         recursive_readonly: false,
         image: None,
         propagation: MountPropagation::Private,
     };
-    let message_path = container.termination_message_path.as_deref().unwrap_or(TERMINATION_MESSAGE_PATH);
+    let message_path = termination_message_path(container);
     let mut mounts = context.volume_mounts.to_vec();
     if !container.volume_mounts.iter().flatten().any(|m| m.mount_path == "/etc/hosts") {
-        mounts.push(bind("/etc/hosts", &context.hosts_file));
+        mounts.push(bind("/etc/hosts".into(), &context.hosts_file));
     }
     // A volume that is mounted at this very path is where the message is.
-    let taken = container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == message_path);
-    if !message_path.is_empty() && !taken {
-        mounts.push(bind(message_path, &context.termination_file));
+    let taken = |path: &Path| context.volume_mounts.iter().any(|mount| mount.container_path == path);
+    if let Some(path) = message_path.filter(|path| !taken(path)) {
+        mounts.push(bind(path, &context.termination_file));
     }
     mounts
+}
+
+/// Where a container leaves its termination message. Like any path of a mount, one that is relative begins at the
+/// container's root.
+pub fn termination_message_path(container: &Container) -> Option<PathBuf> {
+    let path = container.termination_message_path.as_deref().unwrap_or(TERMINATION_MESSAGE_PATH);
+    (!path.is_empty()).then(|| Path::new("/").join(path))
 }
 
 fn security_context(spec: &PodSpec, container: &Container) -> SecurityContext {
@@ -264,7 +271,8 @@ mod tests {
         };
         let container = json!({
             "name": "c", "image": "busybox", "command": ["sh", "-c", "echo $(A) $$(A)"], "args": ["$(A)"],
-            "workingDir": "/w", "tty": true,
+            "workingDir": "/w", "tty": true, "terminationMessagePath": "var/why",
+            "lifecycle": {"stopSignal": "SIGUSR1"},
             "securityContext": {"runAsUser": 5, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
                 "seccompProfile": {"type": "RuntimeDefault"}, "procMount": "Default",
                 "capabilities": {"add": ["NET_ADMIN"], "drop": ["CAP_CHOWN"]}},
@@ -278,7 +286,8 @@ mod tests {
         assert_eq!(made.annotations[ANNOTATION_IMAGE_ID], "docker.io/library/busybox@sha256:2");
         assert_eq!(made.labels[LABEL_CONTAINER_NAME], "c");
         let paths: Vec<_> = made.mounts.iter().map(|m| m.container_path.to_str().unwrap()).collect();
-        assert_eq!(paths, ["/etc/hosts", "/dev/termination-log"]);
+        assert_eq!(paths, ["/etc/hosts", "/var/why"]);
+        assert_eq!((made.working_dir.as_str(), made.stop_signal.as_str()), ("/w", "SIGUSR1"));
         let security = made.security_context;
         assert_eq!((security.run_as_user, security.run_as_group), (Some(5), Some(7)));
         assert_eq!((security.supplemental_groups.as_slice(), security.strict_groups), (&[8][..], true));

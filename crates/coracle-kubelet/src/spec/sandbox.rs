@@ -192,6 +192,20 @@ mod tests {
     }
 
     #[test]
+    fn namespaces_are_the_pods_or_the_nodes_and_that_of_processes_each_containers_own() {
+        use NamespaceMode::{Container, Node, Pod};
+        for (spec, network, pid, ipc) in [
+            (json!({}), Pod, Container, Pod),
+            (json!({"shareProcessNamespace": true}), Pod, Pod, Pod),
+            (json!({"hostPID": true, "hostIPC": true}), Pod, Node, Node),
+            (json!({"hostNetwork": true, "shareProcessNamespace": false}), Node, Container, Pod),
+        ] {
+            let of = namespaces(pod("p", spec.clone()).spec.as_ref().unwrap());
+            assert_eq!(of, NamespaceOptions { network, pid, ipc }, "{spec}");
+        }
+    }
+
+    #[test]
     fn kernel_parameters_are_written_with_dots() {
         let sysctls = json!([{"name": "net/ipv4/tcp_rmem", "value": "1 2 3"}]);
         let pod = pod("p", json!({"securityContext": {"sysctls": sysctls}}));

@@ -121,7 +121,7 @@ async fn a_program_that_cannot_be_executed_is_an_error_of_the_start() {
         ("b", "/nope", "exec: \"/nope\": stat /nope: no such file or directory"),
         ("c", "/etc/passwd", "exec: \"/etc/passwd\": permission denied"),
     ] {
-        let config = coracle_cri::ContainerConfig { name: name.into(), ..container(&[command]) };
+        let config = ContainerConfig { name: name.into(), ..container(&[command]) };
         let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
         let error = runtime.start_container(&id).await.unwrap_err();
         assert_eq!(error, CriError::Internal(message.into()));
@@ -192,7 +192,7 @@ async fn no_exit_of_a_fast_program_is_lost() {
     let pod = host.pod("fast");
     let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
     for attempt in 0..200 {
-        let config = coracle_cri::ContainerConfig {
+        let config = ContainerConfig {
             attempt,
             log_path: format!("main/{attempt}.log").into(),
             ..shell(&format!("echo {attempt}; exit {}", attempt % 7))

@@ -154,6 +154,23 @@ fn a_pod_that_ends_is_succeeded_or_failed() {
 }
 
 #[test]
+fn last_words_are_read_from_the_file_or_from_the_log() {
+    let cluster = Cluster::start();
+    cluster.apply(&pod("usual", "Never", "echo -n because > /dev/termination-log; exit 3"));
+    let elsewhere = pod("elsewhere", "Never", "echo -n done > /var/why");
+    cluster.apply(&(elsewhere + "    terminationMessagePath: var/why\n"));
+    let logged = pod("logged", "Never", "echo so; exit 1");
+    cluster.apply(&(logged + "    terminationMessagePolicy: FallbackToLogsOnError\n"));
+    for (name, message) in [("usual", "because"), ("elsewhere", "done"), ("logged", "so\n")] {
+        let ended = cluster.wait("its end", &["pod", name], |pod| {
+            matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+        });
+        let end = &ended["status"]["containerStatuses"][0]["state"]["terminated"];
+        assert_eq!(end["message"], message, "{name}");
+    }
+}
+
+#[test]
 fn a_pod_that_fits_nowhere_is_unschedulable() {
     let cluster = Cluster::start();
     let manifest = pod("big", "Never", "true") + "    resources:\n      requests:\n        cpu: \"1000\"\n";

@@ -29,6 +29,8 @@ struct Dice {
     lose: Option<usize>,
     /// It has volumes.
     volumes: bool,
+    /// One of them is the content of an image, which the first init and the last regular container mount.
+    content: bool,
     /// Its init containers: true for a sidecar.
     inits: Vec<bool>,
     /// An exit code of 2 restarts all containers.
@@ -49,6 +51,7 @@ fn dice() -> impl Strategy<Value = Dice> {
         any::<bool>(),
         prop::collection::vec(any::<bool>(), 0..4),
         any::<bool>(),
+        any::<bool>(),
     );
     let events = (
         prop::option::of((0..60usize, 1..40i64)),
@@ -58,7 +61,7 @@ fn dice() -> impl Strategy<Value = Dice> {
         prop::collection::vec(0..80usize, 0..6),
     );
     (shape, events, prop::collection::vec(any::<u8>(), 16..64)).prop_map(|(shape, events, rolls)| {
-        let (policy, pull_policy, containers, volumes, inits, rules) = shape;
+        let (policy, pull_policy, containers, volumes, inits, rules, content) = shape;
         let (delete, vanish, lose, evict, kills) = events;
         Dice {
             policy,
@@ -68,6 +71,7 @@ fn dice() -> impl Strategy<Value = Dice> {
             vanish,
             lose,
             volumes,
+            content,
             inits,
             rules,
             evict,
@@ -76,6 +80,9 @@ fn dice() -> impl Strategy<Value = Dice> {
         }
     })
 }
+
+/// The image whose content some containers mount.
+const CONTENT: &str = "v:1";
 
 struct World {
     i: PodInputs,
@@ -90,6 +97,9 @@ struct World {
     writing: Option<(Timestamp, PodStatus)>,
     held_since: Option<Timestamp>,
     image_present: bool,
+    content_present: bool,
+    /// What is being fetched, by container.
+    pulls: BTreeMap<String, String>,
     next: u32,
     phase_ended: Option<Phase>,
     counts: BTreeMap<String, i32>,
@@ -101,9 +111,13 @@ struct World {
 impl World {
     fn new(dice: Dice) -> World {
         let make = |name: String| json!({"name": name, "image": "x:1", "imagePullPolicy": dice.pull_policy});
+        let mounts = json!([{"name": "v", "mountPath": "/v"}]);
         let containers: Vec<_> = (0..dice.containers)
             .map(|n| {
                 let mut made = make(format!("c{n}"));
+                if dice.content && n + 1 == dice.containers {
+                    made["volumeMounts"] = mounts.clone();
+                }
                 if dice.rules && n == 0 {
                     made["restartPolicy"] = json!("Never");
                     made["restartPolicyRules"] = json!([{"action": "RestartAllContainers",
@@ -115,6 +129,9 @@ impl World {
         let inits: Vec<_> = (dice.inits.iter().enumerate())
             .map(|(n, sidecar)| {
                 let mut made = make(format!("i{n}"));
+                if dice.content && n == 0 {
+                    made["volumeMounts"] = mounts.clone();
+                }
                 if *sidecar {
                     made["restartPolicy"] = json!("Always");
                     made["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 1}}});
@@ -122,15 +139,18 @@ impl World {
                 made
             })
             .collect();
-        let mut i = inputs(pod(
-            json!({"restartPolicy": dice.policy, "containers": containers, "initContainers": inits}),
-        ));
+        let content = json!({"reference": CONTENT, "pullPolicy": dice.pull_policy});
+        let volumes = if dice.content { json!([{"name": "v", "image": content}]) } else { json!([]) };
+        let mut i = inputs(pod(json!({"restartPolicy": dice.policy, "containers": containers,
+            "initContainers": inits, "volumes": volumes})));
         if dice.volumes {
             i.volumes = VolumesState { ready: false, due: Some(i.now), present: false };
         }
         World {
             i,
             image_present: dice.rolls[0].is_multiple_of(2),
+            content_present: dice.rolls[0].is_multiple_of(3),
+            pulls: BTreeMap::new(),
             dice,
             rolled: 0,
             ends: BTreeMap::new(),
@@ -157,11 +177,12 @@ impl World {
 
     fn look(&mut self) {
         let alive = |c: &cri::ContainerStatus| c.container.state == ContainerState::Running;
-        let image = if self.image_present {
-            ImagePresence::Present(Image { id: "sha256:1".into(), ..Image::default() })
-        } else {
-            ImagePresence::Absent
+        let presence = |present: bool, id: &str| match present {
+            true => ImagePresence::Present(Image { id: id.into(), ..Image::default() }),
+            false => ImagePresence::Absent,
         };
+        let image = presence(self.image_present, "sha256:1");
+        self.i.volume_images = [("v".to_owned(), presence(self.content_present, "sha256:2"))].into();
         let idle: Vec<String> = containers::all(self.i.spec()).map(|m| m.name().to_owned()).collect();
         self.i.images = idle.into_iter().map(|name| (name, image.clone())).collect();
         self.i.containers.sort_by_key(alive);
@@ -227,9 +248,26 @@ impl World {
             }
             PodAction::StopSandbox(id) => self.begin(OperationKey::StopSandbox(id), None),
             PodAction::RemoveSandbox(id) => self.begin(OperationKey::RemoveSandbox(id), None),
-            PodAction::PullImage { container, .. } => self.begin(OperationKey::PullImage(container), None),
+            PodAction::PullImage { container, image, volume } => {
+                assert_eq!(volume, image == CONTENT);
+                self.pulls.insert(container.clone(), image);
+                self.begin(OperationKey::PullImage(container), None);
+            }
             PodAction::StartContainer(start) => {
                 self.check_start(&start);
+                let mounts = self
+                    .i
+                    .spec()
+                    .containers
+                    .iter()
+                    .chain(self.i.spec().init_containers.iter().flatten())
+                    .any(|c| c.name == start.container && c.volume_mounts.is_some());
+                assert_eq!(
+                    start.volumes.contains_key("v"),
+                    mounts,
+                    "{} starts with what it mounts",
+                    start.container
+                );
                 let name = start.container.clone();
                 self.starts.insert(name.clone(), start);
                 self.begin(OperationKey::StartContainer(name), None);
@@ -467,14 +505,23 @@ impl World {
                 self.i.containers.retain(|c| c.container.sandbox != *id);
                 Outcome::TeardownDone
             }
-            OperationKey::PullImage(container) if fails => self.start_failed(container, "ErrImagePull"),
             OperationKey::PullImage(container) => {
-                self.image_present = true;
-                Outcome::Pulled {
-                    container: container.clone(),
-                    image: "x:1".into(),
-                    image_ref: "sha256:1".into(),
+                let (container, image) = (container.clone(), self.pulls.remove(container).unwrap());
+                if fails {
+                    let (reason, message) = ("ErrImagePull".to_owned(), "dice".to_owned());
+                    return Outcome::PullFailed {
+                        container,
+                        image: "x:1".into(),
+                        pulling: image,
+                        reason,
+                        message,
+                    };
                 }
+                let content = image == CONTENT;
+                self.content_present |= content;
+                self.image_present |= !content;
+                let image_ref = if content { "sha256:2" } else { "sha256:1" }.to_owned();
+                Outcome::Pulled { container, image, image_ref }
             }
             OperationKey::StartContainer(name) => self.end_start(&name.clone(), fails),
             OperationKey::PreStop(id) => Outcome::PreStopped(id.clone()),
