@@ -178,7 +178,12 @@ mod tests {
             kind: Kind::Container(Box::new(container)),
             // Whoever asked has gone.
             connection: None,
-            launch: Some(Launch { helper: Helper { pid, status }, said: Vec::new(), failure: None }),
+            launch: Some(Launch {
+                helper: Helper { pid, status },
+                said: Vec::new(),
+                failure: None,
+                reached: false,
+            }),
             pidfd: None,
             pid: 0,
         };

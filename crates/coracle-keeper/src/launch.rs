@@ -3,7 +3,8 @@
 //! It takes on what the process inherits (control groups, process namespace) and forks it; the OCI library
 //! (see `oci.rs`) then runs in that process alone, up to the program. It changes its caller (dumpability,
 //! working directory) and grows its heap, so the keeper never calls it itself. The child and the process tell the
-//! keeper what happens on a pipe, one line each: `P` and the process id, or `E` and what went wrong. Every
+//! keeper what happens on a pipe, one line each: `P` and the process id, `E` and what went wrong, or `X` when only
+//! the program is left to be executed: a process that ends without it was killed on the way. Every
 //! process on the way to the program holds the writing end, closed on exec: once the keeper reads its end, the
 //! program has been executed, or nothing is left of the attempt.
 
@@ -110,7 +111,7 @@ fn set_oom_score(score: i32) {
 }
 
 /// Returns only if it fails, with the reason in the words of runc.
-pub(crate) fn execute(spec: &Spec) -> String {
+pub(crate) fn execute(spec: &Spec, status: RawFd) -> String {
     let Some(process) = spec.process() else { return "the container has no process".to_owned() };
     let args = process.args().as_deref().unwrap_or_default();
     let Some(program) = args.first() else { return "the container has no command".to_owned() };
@@ -136,6 +137,7 @@ pub(crate) fn execute(spec: &Spec) -> String {
         command.env("HOME", home);
     }
     // `exec` also restores the default action of SIGPIPE, which the Rust runtime ignores.
+    say(status, 'X', "");
     let error = command.envs(env).exec();
     format!("exec {}: {}", path.display(), reason(&error))
 }

@@ -136,6 +136,7 @@ fn process(
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error().to_string()),
         0 => {
+            std::panic::set_hook(Box::new(move |panic| say(status, 'E', &panic.to_string())));
             if let Err(error) = container_init_process(&args, &mut to_main, &mut from_main) {
                 // The first thing said counts, should the program have had its say.
                 say(status, 'E', &chain(error));
@@ -184,7 +185,7 @@ struct Program {
 
 impl Executor for Program {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let message = execute(spec);
+        let message = execute(spec, self.status);
         say(self.status, 'E', &message);
         Err(ExecutorError::Other(message))
     }

@@ -55,6 +55,8 @@ pub(crate) struct Launch {
     pub(crate) helper: Helper,
     pub(crate) said: Vec<u8>,
     pub(crate) failure: Option<String>,
+    /// Only the program was left to be executed.
+    pub(crate) reached: bool,
 }
 
 pub(crate) fn now() -> UnixNanos {

@@ -22,7 +22,7 @@ use crate::ends::Unwritten;
 use crate::launch::{self, Helper, Stdio};
 use crate::log::{LineCutter, LogFile};
 use crate::process::{
-    Container, Kind, Launch, Output, Process, listen, now, receive_terminal, write_quickly,
+    Container, Kind, Launch, Output, Process, listen, now, oom_kills, receive_terminal, write_quickly,
 };
 use crate::sandbox;
 use crate::sources::{Source, connections_max};
@@ -316,7 +316,7 @@ impl Server {
 
     fn add(&mut self, kind: Kind, connection: ConnectionId, helper: Helper) {
         let id = self.id();
-        let launch = Launch { helper, said: Vec::new(), failure: None };
+        let launch = Launch { helper, said: Vec::new(), failure: None, reached: false };
         self.processes.insert(
             id,
             Process { kind, connection: Some(connection), launch: Some(launch), pidfd: None, pid: 0 },
@@ -337,13 +337,17 @@ impl Server {
         while let Some(end) = launch.said.iter().position(|&b| b == b'\n') {
             let line: Vec<u8> = launch.said.drain(..=end).collect();
             let text = String::from_utf8_lossy(&line[1..end]).into_owned();
-            if line[0] == b'P' {
-                process.pid = text.parse().unwrap_or(0);
-                // The process cannot have been reaped by anyone: until its launch ends it is nobody's else.
-                process.pidfd =
-                    Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-            } else {
-                launch.failure.get_or_insert(text);
+            match line[0] {
+                b'P' => {
+                    process.pid = text.parse().unwrap_or(0);
+                    // The process cannot have been reaped by anyone: until its launch ends it is nobody's else.
+                    process.pidfd =
+                        Pid::from_raw(process.pid).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+                }
+                b'X' => launch.reached = true,
+                _ => {
+                    launch.failure.get_or_insert(text);
+                }
             }
         }
         if count == 0 {
@@ -356,10 +360,17 @@ impl Server {
         let Some(launch) = process.launch.take() else { return };
         // It closed the pipe by ending, so this does not wait for long.
         let _ = rustix::process::waitpid(Some(launch.helper.pid), rustix::process::WaitOptions::empty());
+        let starved = |kind: &Kind| match kind {
+            Kind::Container(container) => container.start.oom_file.as_deref().is_some_and(oom_kills),
+            Kind::Exec => false,
+        };
         let failure = match (&launch.failure, &process.pidfd) {
-            (None, Some(_)) => None,
+            (None, Some(_)) if launch.reached => None,
             (Some(failure), _) => Some(failure.clone()),
-            (None, None) => Some("the process that starts containers died".to_owned()),
+            (None, _) if starved(&process.kind) => {
+                Some("container init was OOM-killed (memory limit too low?)".to_owned())
+            }
+            (None, _) => Some("the process that starts containers died".to_owned()),
         };
         let (pid, connection) = (process.pid, process.connection);
         if let Some(message) = failure {

@@ -137,11 +137,13 @@ pub(crate) fn make_private_dir(dir: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// Removes a tree; succeeds if there is none.
+/// Removes a tree; succeeds if there is none. What is put there meanwhile goes with it.
 pub(crate) fn remove_tree(dir: &Path) -> io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
+    match std::fs::symlink_metadata(dir) {
+        Ok(found) if found.is_dir() => coracle_tree::remove(dir),
+        Ok(_) => Err(io::Error::from(io::ErrorKind::NotADirectory)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
     }
 }
 

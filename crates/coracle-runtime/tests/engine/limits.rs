@@ -46,6 +46,20 @@ async fn nothing_runs_outside_of_its_limits() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn memory_too_little_to_start_with_is_told_as_such() {
+    let host = Host::new();
+    let runtime = host.open().await;
+    let pod = host.pod("tiny");
+    let sandbox = runtime.run_pod_sandbox(&pod).await.unwrap();
+    let mut config = shell("exec sleep 1000");
+    config.resources.memory_limit_in_bytes = Some(40_000);
+    let id = runtime.create_container(&sandbox, &config, &pod).await.unwrap();
+    let error = runtime.start_container(&id).await.unwrap_err().to_string();
+    assert!(error.contains("container init was OOM-killed (memory limit too low?)"), "{error}");
+    assert_eq!(runtime.container_status(&id).await.unwrap().exit_code, Some(128));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn all_pods_together_leave_processes_to_the_node() {
     let host = Host::new();
     let _runtime = host.open().await;
