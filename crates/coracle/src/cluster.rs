@@ -19,6 +19,9 @@ pub(crate) const DEFAULT_NAME: &str = "coracle";
 /// The settings, in the data directory.
 const SETTINGS: &str = "cluster.json";
 
+/// The lock, in the data directory.
+const LOCK: &str = "lock";
+
 /// Knows the clusters under one directory, where those of the whole machine cannot be known.
 const CHOOSE_LOCK: &str = "choose.lock";
 
@@ -257,6 +260,9 @@ impl Cluster {
         let mut held = self.hold_register()?;
         let path = self.settings_file();
         if let Some(mut settings) = self.settings()? {
+            if let Some(other) = self.namesakes(held.directories()).find(|data| runs(data)) {
+                bail!("{} is a cluster {:?} that runs: stop it first", other.display(), self.name);
+            }
             let amended = wishes.amend(&mut settings);
             wishes.check(&settings)?;
             if amended {
@@ -281,7 +287,8 @@ impl Cluster {
             };
             bail!("{} is gone, although the cluster was started here: {remedy}", path.display());
         }
-        if let Some(trace) = self.trace_of_namesake() {
+        let namesake = self.namesakes(held.directories()).next().map(|data| data.display().to_string());
+        if let Some(trace) = namesake.or_else(|| self.trace_of_namesake()) {
             bail!(
                 "{trace} belongs to a cluster {:?} with another --data-dir: choose another --name, or remove that one \
                  with `coracle down --purge`",
@@ -292,6 +299,22 @@ impl Cluster {
         held.add(&self.place())?;
         self.keep_settings(&settings)?;
         Ok(settings)
+    }
+
+    /// Other clusters' directories that have this one's name, and with it its control groups and packet rules.
+    fn namesakes<'a>(&self, directories: &'a [PathBuf]) -> impl Iterator<Item = &'a PathBuf> {
+        let own = self.place();
+        directories.iter().filter(move |data| {
+            **data != own && data.file_name() == own.file_name() && data.join(SETTINGS).exists()
+        })
+    }
+
+    /// The directory of the cluster to which what has this one's name on the machine belongs, if that is another: one
+    /// that runs, or any if this one was never started.
+    pub(crate) fn elsewhere(&self) -> Option<PathBuf> {
+        let never = !self.settings_file().exists() && self.is_new();
+        let directories = self.register.directories();
+        self.namesakes(&directories).find(|data| never || runs(data)).cloned()
     }
 
     /// A cgroup with this cluster's name, although this cluster was never started.
@@ -382,8 +405,13 @@ impl Cluster {
     }
 
     fn lock_path(&self) -> PathBuf {
-        self.data.join("lock")
+        self.data.join(LOCK)
     }
+}
+
+/// Whether the cluster with this data directory runs.
+fn runs(data: &Path) -> bool {
+    matches!(lock::holder(&data.join(LOCK)), Ok(Some(_)))
 }
 
 #[cfg(test)]

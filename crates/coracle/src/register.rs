@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use nix::fcntl::Flock;
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::files::lock_file;
 
@@ -46,6 +46,17 @@ impl Register {
         Register { path }
     }
 
+    /// The clusters' data directories, as they are between two changes.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        let read = || {
+            let mut file = Flock::lock(File::open(&self.path).ok()?, FlockArg::LockShared).ok()?;
+            let mut content = Vec::new();
+            file.read_to_end(&mut content).ok()?;
+            Some(directories(&content))
+        };
+        read().unwrap_or_default()
+    }
+
     /// Waits until nobody else has it. Where it cannot be kept, the clusters that share `instead` know each other.
     pub(crate) fn hold(&self, instead: &Path) -> anyhow::Result<Held> {
         Held::take(&self.path).or_else(|error| {
@@ -57,14 +68,17 @@ impl Register {
     }
 }
 
+fn directories(content: &[u8]) -> Vec<PathBuf> {
+    let paths = content.split(|byte| *byte == END).filter(|text| text.starts_with(b"/"));
+    paths.map(|text| OsStr::from_bytes(text).into()).collect()
+}
+
 impl Held {
     fn take(path: &Path) -> anyhow::Result<Self> {
         let mut file = lock_file(path)?;
         let mut content = Vec::new();
         file.read_to_end(&mut content).with_context(|| format!("cannot read {}", path.display()))?;
-        let directories = content.split(|byte| *byte == END).filter(|text| text.starts_with(b"/"));
-        let directories = directories.map(|text| OsStr::from_bytes(text).into()).collect();
-        Ok(Held { path: path.to_owned(), file, directories })
+        Ok(Held { path: path.to_owned(), file, directories: directories(&content) })
     }
 
     /// The clusters' data directories.
@@ -122,9 +136,9 @@ mod tests {
         hold().add(odd).unwrap();
         assert_eq!(hold().directories(), [odd, Path::new("/c")]);
         hold().retain(|directory| directory == odd).unwrap();
-        assert_eq!(hold().directories(), [odd]);
+        assert_eq!(register.directories(), [odd]);
         hold().retain(|_| false).unwrap();
-        assert!(!register.path.exists());
+        assert!(!register.path.exists() && register.directories().is_empty());
     }
 
     #[test]

@@ -49,6 +49,22 @@ fn clusters_that_choose_at_once_choose_differently_wherever_their_directories_ar
 }
 
 #[test]
+fn two_clusters_of_one_name_are_not_on_one_machine() {
+    let machine = tempfile::tempdir().unwrap();
+    let register = Register::at(machine.path().join("clusters"));
+    let [first, second] =
+        ["a", "b"].map(|place| elsewhere(&machine.path().join(place), "same", register.clone()));
+    first.settings_or_choose(&Wishes::default()).unwrap();
+    first.settings_or_choose(&Wishes::default()).unwrap();
+    let message = second.settings_or_choose(&Wishes::default()).unwrap_err().to_string();
+    let place = machine.path().canonicalize().unwrap().join("a/data/same");
+    assert!(message.starts_with(&format!("{} belongs to a cluster \"same\"", place.display())), "{message}");
+    assert_eq!((second.elsewhere(), first.elsewhere()), (Some(place), None));
+    fs::remove_dir_all(&first.data).unwrap();
+    second.settings_or_choose(&Wishes::default()).unwrap();
+}
+
+#[test]
 fn a_cluster_is_known_again_from_its_next_start_on_after_the_register_was_lost() {
     let machine = tempfile::tempdir().unwrap();
     let register = Register::at(machine.path().join("clusters"));

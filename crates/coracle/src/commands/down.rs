@@ -27,6 +27,17 @@ pub(crate) fn run(cluster: &Cluster, purge: bool) -> anyhow::Result<ExitCode> {
         output::note(format_args!("cluster {:?} is not here: nothing to do", cluster.name));
         return Ok(ExitCode::SUCCESS);
     }
+    if let Some(other) = cluster.elsewhere() {
+        output::note(format_args!(
+            "cluster {:?} is not here: what has its name on this machine belongs to {}, which another --data-dir names",
+            cluster.name,
+            other.display()
+        ));
+        if purge && cluster.exists() {
+            daemon::purge_directory(cluster)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let clock = Clock::system();
     stop_process(cluster, &clock)?;
     // From here on nobody else may start it.

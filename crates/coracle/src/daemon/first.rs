@@ -8,7 +8,11 @@ use crate::lock::Purpose;
 /// meanwhile sees to it.
 pub(crate) fn undo_first_start(cluster: &Cluster) {
     let undo = || -> anyhow::Result<()> {
-        if !cluster.exists() && !cluster.run.exists() {
+        let settings = cluster.settings_file();
+        if !settings.exists() {
+            // Nothing of a cluster is made before its settings are: whatever else has its name is another's.
+            let _ = std::fs::remove_file(settings.with_extension("partial"));
+            let _ = std::fs::remove_dir(&cluster.data);
             return cluster.forget();
         }
         if cluster.holder()?.is_some() {

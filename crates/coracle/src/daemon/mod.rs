@@ -30,7 +30,7 @@ pub(crate) use first::undo_first_start;
 use host::Host;
 pub(crate) use joined::Invitation;
 use sockets::{Ports, Sockets};
-pub(crate) use teardown::{Kept, purge, stop_containers};
+pub(crate) use teardown::{Kept, purge, purge_directory, stop_containers};
 
 /// The line of progress that says that the node is Ready; the last one.
 pub(crate) const READY_LINE: &str = "ready";

@@ -106,6 +106,15 @@ pub(crate) fn purge(cluster: &Cluster, kept: Kept) -> anyhow::Result<()> {
     cluster.forget()
 }
 
+/// Removes the directory of a cluster, and nothing that has its name elsewhere.
+pub(crate) fn purge_directory(cluster: &Cluster) -> anyhow::Result<()> {
+    let pods = cluster.pod_directories();
+    coracle_kubelet::remove_pod_directories(&pods)
+        .with_context(|| format!("cannot remove volumes in {}", pods.display()))?;
+    remove_all(&cluster.data)?;
+    cluster.forget()
+}
+
 /// The Pod network; without its records, if they cannot be read: links and rules have the cluster's name.
 fn network_to_purge(cluster: &Cluster, settings: &Settings) -> anyhow::Result<BridgeNetwork> {
     node::open_network(cluster, settings).or_else(|_| {

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::bad_input::left;
 use crate::cli::traces;
 use crate::lifecycle::pod;
-use crate::support::{Cluster, patience};
+use crate::support::{Cluster, busybox_archive, check, patience};
 
 /// Ends when it is told to.
 const SLEEPER: &str = "trap exit TERM; while :; do sleep 0.1; done";
@@ -102,6 +102,33 @@ fn whatever_is_killed_up_repairs_it_and_purge_leaves_nothing() {
         cluster.must(&["down", "--purge"]);
         assert_eq!(left(&cluster), Vec::<String>::new());
     }
+}
+
+#[test]
+fn a_cluster_of_the_same_name_elsewhere_leaves_this_one_alone() {
+    let cluster = Cluster::start();
+    cluster.apply(&pod("p", "Always", SLEEPER));
+    wait_until_ready(&cluster);
+    let other = tempfile::tempdir().unwrap();
+    let data = other.path().join("data");
+    let coracle = |arguments: &[&str]| {
+        let mut command = Command::new(&cluster.program);
+        command.args(["--name", cluster.name(), "--run-dir", "/tmp/coracle-e2e/run", "--data-dir"]);
+        command.arg(&data).args(arguments).output().unwrap()
+    };
+    let before = inventory(&cluster);
+    let refused = coracle(&["up"]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("with another --data-dir"), "{refused:?}");
+    assert!(!refused.status.success() && !data.exists());
+    // The same where something is already: images may be imported before the first start.
+    check(&coracle(&["image", "import", busybox_archive().to_str().unwrap()]), "coracle image import");
+    assert!(!coracle(&["up"]).status.success() && data.join(cluster.name()).join("images").exists());
+    check(&coracle(&["down", "--purge"]), "coracle down --purge");
+    assert!(!data.exists());
+    assert_eq!(inventory(&cluster), before);
+    let running = cluster.get(&["pod", "p"]);
+    assert_eq!(running["status"]["containerStatuses"][0]["restartCount"], 0);
+    assert_eq!(cluster.kubectl(&["exec", "p", "--", "echo", "here"]), "here\n");
 }
 
 /// What Pods could leave on the machine and in the cluster's directories.
