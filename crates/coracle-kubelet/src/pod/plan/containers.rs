@@ -104,12 +104,11 @@ fn start_missing(i: &PodInputs, sandbox: &PodSandboxId, plan: &mut PodPlan) {
 /// cannot be had holds back its own containers alone, which are returned. `None` while one is being fetched.
 fn fetch_ahead(i: &PodInputs, plan: &mut PodPlan) -> Option<BTreeSet<String>> {
     let mut without = BTreeSet::new();
-    for member in containers::init(i.spec()).chain(containers::regular(i.spec())) {
+    let mounts = |member: &Member<'_>| of_images(i.spec(), &member.container).next().is_some();
+    for member in containers::init(i.spec()).chain(containers::regular(i.spec())).filter(mounts) {
         let name = member.name();
         let turn = initialization::has_turn(i, &member);
-        let begins =
-            i.newest_here(name).is_none() && !i.is_starting(name) && (i.should_start(&member) || !turn);
-        if !begins || of_images(i.spec(), &member.container).next().is_none() {
+        if i.newest_here(name).is_some() || i.is_starting(name) || (turn && !i.should_start(&member)) {
             continue;
         }
         if i.operations.contains_key(&OperationKey::PullImage(name.to_owned())) {
