@@ -39,6 +39,7 @@ mod openapi;
 mod outflow;
 mod paths;
 pub mod pki;
+mod placed;
 mod pods;
 mod policy;
 mod prepare;

@@ -78,19 +78,35 @@ impl Core {
         name: &str,
     ) -> Result<bool, Status> {
         let Some(row) = catalogue::find("", "v1", "pods") else { return Ok(false) };
-        let prefix = row.storage_list_prefix(Some(namespace)).into();
+        let prefix = Bytes::from(row.storage_list_prefix(Some(namespace)));
+        for key in self.placed.on(node, &prefix) {
+            let (found, _) = self.store.get(&key).await.map_err(|error| store_failed(&error))?;
+            let pod = found.map(|kv| object::decode(&kv.value, kv.mod_revision)).transpose();
+            match pod.map_err(unreadable)?.filter(|pod| is_bound_to(pod, node)) {
+                Some(pod) if uses(&pod, resource, name) => return Ok(true),
+                Some(_) => {}
+                None => self.placed.forget(&key),
+            }
+        }
+        // Others may have written more.
         let page = self
             .store
             .list(&ListRequest { prefix, ..ListRequest::default() })
             .await
             .map_err(|error| store_failed(&error))?;
+        let mut is_used = false;
         for kv in page.items {
-            let pod = object::decode(&kv.value, kv.mod_revision).map_err(unreadable)?;
-            if is_bound_to(&pod, node) && uses(&pod, resource, name) {
-                return Ok(true);
+            let bound_to = object::text_at(&kv.value, "spec.nodeName").unwrap_or_default();
+            if bound_to.is_empty() {
+                continue;
+            }
+            self.placed.learn(&kv.key, &bound_to);
+            if !is_used && bound_to == node {
+                let pod = object::decode(&kv.value, kv.mod_revision).map_err(unreadable)?;
+                is_used = uses(&pod, resource, name);
             }
         }
-        Ok(false)
+        Ok(is_used)
     }
 }
 

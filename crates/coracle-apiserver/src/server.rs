@@ -37,6 +37,7 @@ use crate::kubelet::KubeletClient;
 use crate::metrics::{Label, Metrics};
 use crate::negotiate::{Format, Transforms};
 use crate::pki::AccountKey;
+use crate::placed::Placed;
 use crate::policy::{self, Attributes};
 use crate::request::{Query, Route, Verb, route, verb};
 use crate::services::ServiceRange;
@@ -94,6 +95,8 @@ pub enum ServerEnd {
 pub(crate) struct Core {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) hub: Arc<Hub>,
+    /// Where Pods are.
+    pub(crate) placed: Placed,
     pub(crate) clock: Clock,
     pub(crate) ids: Arc<Ids>,
     pub(crate) config: Config,
@@ -171,6 +174,7 @@ impl ApiServer {
         let core = Arc::new(Core {
             store,
             hub,
+            placed: Placed::default(),
             clock,
             ids,
             config,

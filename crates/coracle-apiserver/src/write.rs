@@ -74,10 +74,13 @@ impl Core {
     ) -> Result<Attempt, Status> {
         let mut compares = vec![Compare { key: key.clone(), mod_revision: seen }];
         compares.extend(along.compares);
-        let mut ops = vec![op];
+        let mut ops = vec![op.clone()];
         ops.extend(along.ops);
         match self.store.txn(Txn { compares, ops }).await.map_err(|error| store_failed(&error))? {
-            TxnOutcome::Committed(revision) => Ok(Attempt::Done(revision)),
+            TxnOutcome::Committed(revision) => {
+                self.placed.wrote(&op);
+                Ok(Attempt::Done(revision))
+            }
             TxnOutcome::Conflict(states) => Ok(Attempt::Again(states)),
         }
     }

@@ -1,6 +1,6 @@
 //! Who is where: nodes, the Pods on them, and Pods whose binding is under way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use coracle_client::ObjectKey;
 
@@ -60,6 +60,28 @@ pub struct Cluster {
     placed: BTreeMap<String, Placed>,
     uids: BTreeMap<ObjectKey, String>,
     idle: NodeState,
+    changes: Changes,
+}
+
+/// Names of the nodes that changed last, in order.
+#[derive(Debug, Default)]
+struct Changes {
+    names: VecDeque<String>,
+    /// How many were forgotten.
+    before: u64,
+}
+
+/// How many changes of nodes are remembered.
+const CHANGES: usize = 1024;
+
+impl Changes {
+    fn note(&mut self, node: &str) {
+        self.names.push_back(node.to_owned());
+        if self.names.len() > CHANGES {
+            self.names.pop_front();
+            self.before += 1;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -86,6 +108,24 @@ impl Cluster {
         })
     }
 
+    /// A node, with what is used of it.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<(&NodeInfo, &NodeState)> {
+        Some((self.nodes.get(name)?, self.state(name)))
+    }
+
+    /// Stands for the nodes as they are now; see [`Cluster::changed_since`].
+    pub(crate) fn mark(&self) -> u64 {
+        self.changes.before + self.changes.names.len() as u64
+    }
+
+    /// The nodes that came, went or changed since `mark`, some more than once; `None` if that is too long ago.
+    pub(crate) fn changed_since(&self, mark: u64) -> Option<impl Iterator<Item = &str>> {
+        let skipped = usize::try_from(mark.checked_sub(self.changes.before)?).ok()?;
+        let range = (skipped <= self.changes.names.len()).then(|| self.changes.names.range(skipped..))?;
+        Some(range.map(String::as_str))
+    }
+
     /// What is used of a node.
     #[must_use]
     pub fn state(&self, node: &str) -> &NodeState {
@@ -98,10 +138,12 @@ impl Cluster {
             Some(node) if self.nodes.get(name) == Some(&node) => false,
             Some(node) => {
                 self.nodes.insert(name.to_owned(), node);
+                self.changes.note(name);
                 true
             }
             None => {
                 self.nodes.remove(name);
+                self.changes.note(name);
                 false
             }
         }
@@ -158,6 +200,7 @@ impl Cluster {
 
     fn place(&mut self, pod: PodInfo, node: String, assumed: bool) {
         self.states.entry(node.clone()).or_default().add(&pod);
+        self.changes.note(&node);
         self.uids.insert(pod.key.clone(), pod.uid.clone());
         self.placed.insert(pod.uid.clone(), Placed { node, pod, assumed });
     }
@@ -167,6 +210,7 @@ impl Cluster {
         if self.uids.get(&pod.key).is_some_and(|known| known == uid) {
             self.uids.remove(&pod.key);
         }
+        self.changes.note(&node);
         if let Some(state) = self.states.get_mut(&node) {
             state.remove(&pod);
             if state.pods == 0 {

@@ -20,5 +20,5 @@ mod tests;
 pub use amounts::{Amounts, NonZero};
 pub use cluster::{Cluster, NodeState};
 pub use queue::{Help, Queue, Waiting};
-pub use schedule::{Decision, Profile, Unschedulable, schedule};
+pub use schedule::{Decision, Profile, Ranking, Unschedulable, schedule};
 pub use shell::{Scheduler, SchedulerInputs};

@@ -55,36 +55,100 @@ const SCORE_MAX: i64 = 100;
 /// Decides where `pod` goes. `tie` picks among equally good nodes.
 #[must_use]
 pub fn schedule(pod: &PodInfo, cluster: &Cluster, profile: &Profile, tie: u64) -> Decision {
-    let feasible: Vec<_> =
-        cluster.nodes().filter(|(node, state)| refusals(pod, node, state).is_empty()).collect();
-    let scores = score(pod, &feasible, profile);
-    let best = scores.iter().copied().max().unwrap_or(0);
-    let equals = || feasible.iter().zip(&scores).filter(|(_, score)| **score == best);
-    let count = equals().count();
-    let index = usize::try_from(tie % count.max(1) as u64).unwrap_or(0);
-    if let Some(((node, _), _)) = equals().nth(index) {
-        return Decision::Bind { node: node.name.clone(), score: best, choice: (feasible.len(), count) };
-    }
-    // What is in the way is worth writing down only where all is.
-    let by_node = cluster.nodes().map(|(node, state)| (node.name.clone(), refusals(pod, node, state)));
-    let by_node = by_node.collect();
-    let message = explain(pod, &by_node);
-    Decision::Unschedulable(Unschedulable { by_node, message })
+    Ranking::default().schedule(pod, cluster, profile, tie)
 }
 
-fn score(pod: &PodInfo, feasible: &[(&NodeInfo, &NodeState)], profile: &Profile) -> Vec<i64> {
-    let disliked = |node| i64::try_from(disliked_taints(pod, node)).unwrap_or(i64::MAX);
-    let most_disliked = feasible.iter().map(|(node, _)| disliked(node)).max().unwrap_or(0);
-    feasible
-        .iter()
-        .map(|(node, state)| {
+/// What each node is worth to the Pod that was scheduled last. The next one often asks for the same, and then only nodes
+/// that have changed since are looked at again.
+#[derive(Debug, Default)]
+pub struct Ranking {
+    asked: Option<PodInfo>,
+    /// The state of the cluster that this is of.
+    mark: u64,
+    /// All nodes that would do.
+    feasible: BTreeMap<String, Worth>,
+}
+
+/// What speaks for and against a node.
+#[derive(Debug, Clone, Copy)]
+struct Worth {
+    least_loaded: i64,
+    disliked: i64,
+}
+
+impl Ranking {
+    /// The same decision as [`schedule()`] for this Pod; the cluster has to be the same one every time.
+    #[must_use]
+    pub fn schedule(&mut self, pod: &PodInfo, cluster: &Cluster, profile: &Profile, tie: u64) -> Decision {
+        self.bring_up_to_date(pod, cluster);
+        let most_disliked = self.feasible.values().map(|worth| worth.disliked).max().unwrap_or(0);
+        let score = |worth: &Worth| {
             let taints = match most_disliked {
                 0 => SCORE_MAX,
-                most => SCORE_MAX - SCORE_MAX * disliked(node) / most,
+                most => SCORE_MAX - SCORE_MAX * worth.disliked / most,
             };
-            profile.least_loaded * least_loaded(pod, node, state) + profile.taints * taints
-        })
-        .collect()
+            profile.least_loaded * worth.least_loaded + profile.taints * taints
+        };
+        let best = self.feasible.values().map(score).max().unwrap_or(0);
+        let equals = || self.feasible.iter().filter(|(_, worth)| score(worth) == best);
+        let count = equals().count();
+        let index = usize::try_from(tie % count.max(1) as u64).unwrap_or(0);
+        if let Some((node, _)) = equals().nth(index) {
+            return Decision::Bind { node: node.clone(), score: best, choice: (self.feasible.len(), count) };
+        }
+        // What is in the way is worth writing down only where all is.
+        let by_node = cluster.nodes().map(|(node, state)| (node.name.clone(), refusals(pod, node, state)));
+        let by_node = by_node.collect();
+        let message = explain(pod, &by_node);
+        Decision::Unschedulable(Unschedulable { by_node, message })
+    }
+
+    fn bring_up_to_date(&mut self, pod: &PodInfo, cluster: &Cluster) {
+        let changed = match &self.asked {
+            Some(asked) if asks_for_the_same(asked, pod) => cluster.changed_since(self.mark),
+            _ => None,
+        };
+        match changed {
+            Some(changed) => {
+                for name in changed {
+                    match cluster.node(name).and_then(|(node, state)| worth(pod, node, state)) {
+                        Some(worth) => {
+                            self.feasible.insert(name.to_owned(), worth);
+                        }
+                        None => {
+                            self.feasible.remove(name);
+                        }
+                    }
+                }
+            }
+            None => {
+                let worth =
+                    |(node, state): (&NodeInfo, _)| Some((node.name.clone(), worth(pod, node, state)?));
+                self.feasible = cluster.nodes().filter_map(worth).collect();
+                self.asked = Some(pod.clone());
+            }
+        }
+        self.mark = cluster.mark();
+    }
+}
+
+/// Whether every node is worth the same to both.
+fn asks_for_the_same(a: &PodInfo, b: &PodInfo) -> bool {
+    a.requests == b.requests
+        && a.load == b.load
+        && a.node_name == b.node_name
+        && a.host_ports == b.host_ports
+        && a.node_selector == b.node_selector
+        && a.node_affinity == b.node_affinity
+        && a.tolerations == b.tolerations
+}
+
+/// `None` if the Pod cannot go there.
+fn worth(pod: &PodInfo, node: &NodeInfo, state: &NodeState) -> Option<Worth> {
+    refusals(pod, node, state).is_empty().then(|| Worth {
+        least_loaded: least_loaded(pod, node, state),
+        disliked: i64::try_from(disliked_taints(pod, node)).unwrap_or(i64::MAX),
+    })
 }
 
 /// The share of cpu and memory that would still be free, in the middle of the two.

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::info::{NodeInfo, PodInfo};
 use crate::queue::Help;
-use crate::schedule::{Decision, Profile, schedule};
+use crate::schedule::{Decision, Profile, Ranking};
 use crate::{Cluster, Queue, Waiting};
 
 /// Bindings and status writes in flight; more wait for their turn.
@@ -82,6 +82,7 @@ impl Scheduler {
                 rng: rng.fork("run"),
                 queue: self.queue.clone(),
                 cluster: Cluster::new(),
+                ranking: Ranking::default(),
                 pod_changes: inputs.pods.subscribe(),
                 node_changes: inputs.nodes.subscribe(),
                 inputs: inputs.clone(),
@@ -113,6 +114,7 @@ struct Run {
     rng: Rng,
     queue: Arc<Mutex<Queue>>,
     cluster: Cluster,
+    ranking: Ranking,
     pod_changes: Subscription,
     node_changes: Subscription,
     inputs: SchedulerInputs,
@@ -209,7 +211,7 @@ impl Run {
             if self.cluster.is_assumed(&pod.uid) {
                 continue;
             }
-            match schedule(&pod, &self.cluster, &self.profile, self.rng.next_u64()) {
+            match self.ranking.schedule(&pod, &self.cluster, &self.profile, self.rng.next_u64()) {
                 Decision::Bind { node, score, choice } => {
                     tracing::debug!(pod = %pod.key, node, score, ?choice, "scheduled");
                     self.cluster.assume(&pod, &node);

@@ -103,6 +103,9 @@ pub enum Fault {
     ComponentsStale {
         /// By how much.
         by: SignedDuration,
+        /// Of changes of which kind, by its plural; of all, if nothing is said. What is heard of one kind is then older
+        /// than what is heard of another, as two connections may have it.
+        of: Option<String>,
         /// After this they hear at once again.
         #[serde(rename = "for")]
         lasts: SignedDuration,

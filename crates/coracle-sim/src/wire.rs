@@ -15,7 +15,7 @@ use coracle_apiserver::{ApiServer, Body, BoxError};
 use coracle_client::{PING_INTERVAL, PING_TIMEOUT};
 use coracle_clock::{Clock, select, watch};
 use futures::StreamExt as _;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use tokio_util::sync::CancellationToken;
@@ -88,7 +88,22 @@ pub(crate) struct Trouble {
     /// Each direction takes this long.
     pub(crate) delay: Duration,
     /// What watches tell takes so much longer.
-    pub(crate) lag: Duration,
+    pub(crate) lag: Lag,
+}
+
+/// How much later watches tell what they tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Lag {
+    pub(crate) by: Duration,
+    /// Those of which kind, by its plural; all, if nothing is said.
+    pub(crate) of: Option<&'static str>,
+}
+
+impl Lag {
+    fn of(self, path: &str) -> Duration {
+        let concerned = self.of.is_none_or(|plural| path.rsplit('/').next() == Some(plural));
+        if concerned { self.by } else { Duration::ZERO }
+    }
 }
 
 /// One way to the server. Clones are the same way.
@@ -139,7 +154,8 @@ impl Wire {
         request: Request<kube::client::Body>,
         user: UserInfo,
     ) -> Result<Response<Body>, Unreachable> {
-        let (method, path) = (request.method().as_str(), request.uri().path());
+        let uri = request.uri().clone();
+        let (method, path) = (request.method().as_str(), uri.path());
         if !self.rush.count(self.clock.elapsed(), &user.name, method, path) {
             return std::future::pending().await;
         }
@@ -173,14 +189,14 @@ impl Wire {
                 }
                 Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
             }
-            Err(stream) => self.carry(stream, up.gone),
+            Err(stream) => self.carry(stream, up.gone, uri),
         };
         Ok(Response::from_parts(head, body))
     }
 
     /// Carries a long answer, piece by piece.
-    fn carry(self, body: Body, gone: CancellationToken) -> Body {
-        let state = Carried { wire: self, body: Some(body), gone, under_way: VecDeque::new() };
+    fn carry(self, body: Body, gone: CancellationToken, of: Uri) -> Body {
+        let state = Carried { wire: self, of, body: Some(body), gone, under_way: VecDeque::new() };
         let frames = futures::stream::unfold(state, |mut state| async move {
             let next = state.next().await?;
             Some((next, state))
@@ -192,6 +208,8 @@ impl Wire {
 /// A long answer on its way.
 struct Carried {
     wire: Wire,
+    /// What was asked for.
+    of: Uri,
     /// `None` when it has ended.
     body: Option<Body>,
     gone: CancellationToken,
@@ -239,7 +257,7 @@ impl Carried {
             match frame {
                 Some(Ok(frame)) => {
                     let Trouble { delay, lag, .. } = self.wire.trouble();
-                    let due = self.wire.clock.elapsed() + delay + lag;
+                    let due = self.wire.clock.elapsed() + delay + lag.of(self.of.path());
                     self.under_way.push_back((due, frame));
                 }
                 Some(Err(error)) => {

@@ -42,12 +42,24 @@ pub struct Settings {
     pub keep_lines: bool,
     /// Whether clients watch over the API all the time and are held against the store. They are part of the run.
     pub witnesses: bool,
+    /// How often one user may ask for one path at one moment before it is taken for without end.
+    pub most_at_once: u32,
 }
+
+/// A large cluster begins with nearly as many.
+const MOST_AT_ONCE: u32 = 100_000;
 
 impl Default for Settings {
     fn default() -> Self {
         let start = "2030-01-01T00:00:00Z".parse().expect("a moment");
-        Settings { seed: 0, start, nodes: vec![NodeSettings::default()], keep_lines: true, witnesses: false }
+        Settings {
+            seed: 0,
+            start,
+            nodes: vec![NodeSettings::default()],
+            keep_lines: true,
+            witnesses: false,
+            most_at_once: MOST_AT_ONCE,
+        }
     }
 }
 
@@ -138,7 +150,7 @@ impl World {
         let guard = runtime.enter();
         let mut rng = Rng::seeded(settings.seed);
         let clock = Clock::starting_at(settings.start);
-        let (acknowledged, rush) = (Acknowledged::default(), Rush::default());
+        let (acknowledged, rush) = (Acknowledged::default(), Rush::new(settings.most_at_once));
         let notes = (acknowledged.clone(), rush.clone());
         let mut observer = Observer::new(clock.clone(), settings.seed, notes, settings.keep_lines);
         if let Some(listen) = listen {

@@ -51,10 +51,13 @@ impl Shell {
             Case::Open(deployment, held) => (deployment, held),
         };
         let mut plan = reconcile(&deployment, held, self.0.clock.now());
-        if let Some(set) = plan.create.take()
-            && !self.create(key, &deployment, &set, &mut plan).await?
-        {
-            return Ok(Looked::Settled);
+        if let Some(set) = plan.create.take() {
+            if !self.0.is_to_stay(&deployment).await? {
+                return Ok(Looked::Again);
+            }
+            if !self.create(key, &deployment, &set, &mut plan).await? {
+                return Ok(Looked::Settled);
+            }
         }
         let about = reference(deployment.as_ref());
         for change in &plan.change {

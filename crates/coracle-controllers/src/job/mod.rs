@@ -66,6 +66,9 @@ impl Shell {
         self.births.settle(key, |name| self.desk.children.get(&key.namespace, name).is_some());
         let now = self.desk.clock.now();
         let plan = reconcile(&job, &held, &self.ends(key, &held, now), now);
+        if !plan.create.is_empty() && !self.desk.is_to_stay(&job).await? {
+            return Ok(Looked::Again);
+        }
         if let Some(at) = plan.wake_at {
             self.desk.wake_at(key, at);
         }

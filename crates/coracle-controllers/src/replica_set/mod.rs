@@ -62,6 +62,9 @@ impl Shell {
             *neighbours.entry(pods::node_of(pod)).or_insert(0) += 1;
         }
         let plan = reconcile(&replica_set, &held, &neighbours, now);
+        if plan.create > 0 && !desk.is_to_stay(&replica_set).await? {
+            return Ok(Looked::Again);
+        }
         if let Some(at) = plan.wake_at {
             desk.wake_at(key, at);
         }

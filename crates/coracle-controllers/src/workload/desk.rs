@@ -159,6 +159,16 @@ impl<O: Object, C: Object> Desk<O, C> {
         }
     }
 
+    /// Whether an owner is still there, and is to stay, before something is made for it. A copy that is behind shows
+    /// owners that are gone: what is made for those is collected at once, and would be missed at once.
+    pub(crate) async fn is_to_stay(&self, owner: &O) -> Result<bool, Error> {
+        match request::get::<O>(&self.client, &key_of(owner)).await {
+            Ok(now) => Ok(uid_of(&now) == uid_of(owner) && now.meta().deletion_timestamp.is_none()),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Notes a write of a child.
     pub(crate) fn wrote_child(&self, key: &ObjectKey, revision: u64) {
         self.written_children.note(key, revision);

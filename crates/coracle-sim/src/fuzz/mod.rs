@@ -81,8 +81,14 @@ fn play(seed: u64, minutes: u64, keep_lines: bool, lives: bool) -> Result<Report
         let cpus = [2, 4, 8][usize::try_from(rng.below(3)).unwrap_or(0)];
         NodeSettings { cpus, memory_bytes: u64::from(cpus) << 30, ..NodeSettings::named(format!("node-{n}")) }
     });
-    let settings =
-        Settings { seed, nodes: nodes.collect(), keep_lines, witnesses: true, ..Settings::default() };
+    let settings = Settings {
+        seed,
+        nodes: nodes.collect(),
+        keep_lines,
+        witnesses: true,
+        most_at_once: 1000,
+        ..Settings::default()
+    };
     let failed = |error: String, lines: Vec<String>| Box::new(Failure { seed, error, lines });
     let mut world = World::new(settings).map_err(|error| failed(error.to_string(), Vec::new()))?;
     match run(&mut world, rng, Duration::from_secs(60 * minutes), lives) {

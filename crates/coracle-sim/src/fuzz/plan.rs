@@ -245,7 +245,9 @@ impl Plan {
             17 => Fault::ComponentsSlow { by: SignedDuration::from_millis(300), lasts },
             18 => {
                 let by = *self.one_of(&[200, 800, 2500]);
-                Fault::ComponentsStale { by: SignedDuration::from_millis(by), lasts }
+                let of = *self.one_of(&STALE);
+                let of = of.map(str::to_owned);
+                Fault::ComponentsStale { by: SignedDuration::from_millis(by), of, lasts }
             }
             12 => Fault::NetworkDown { node, lasts: Some(lasts) },
             _ => Fault::AgentCrash { node, lasts: Some(SignedDuration::ZERO) },
@@ -279,6 +281,10 @@ fn part(world: &mut World, name: &str, part: &str, patch: &Value) -> Result<(), 
     let status = answer["message"].as_str().unwrap_or_default().to_owned();
     Err(SimError::Refused { verb: "PATCH".to_owned(), path, status, code })
 }
+
+/// What components hear of late: of one kind only, so that they act on what they know of the others.
+const STALE: [Option<&str>; 6] =
+    [None, Some("pods"), Some("pods"), Some("replicasets"), Some("deployments"), Some("jobs")];
 
 /// Calls that fail together.
 const CALLS: [&[&str]; 5] = [

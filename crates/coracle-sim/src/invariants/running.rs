@@ -78,7 +78,8 @@ impl Live {
             }
         }
         if let Some(new) = new {
-            let grace = new.spec.termination_grace_period_seconds.unwrap_or(GRACE);
+            // Nobody gets less than a second.
+            let grace = new.spec.termination_grace_period_seconds.unwrap_or(GRACE).max(1);
             let grace = Duration::from_secs(u64::try_from(grace).unwrap_or(0));
             self.known.insert(new.metadata.uid.clone(), grace);
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use coracle_api::catalogue;
 use coracle_cri::CriError;
 use coracle_cri::scripted::Trouble;
 use jiff::SignedDuration;
@@ -87,7 +88,8 @@ pub(super) fn read(
         "powerLoss" | "agentCrash" | "partition" | "networkDown" => &["node", "for"],
         "slowLink" => &["node", "by", "for"],
         "runtimeTrouble" => &["node", "calls", "slow", "fails", "eventsLost", "eventsLate", "for"],
-        "componentsSlow" | "componentsStale" => &["by", "for"],
+        "componentsSlow" => &["by", "for"],
+        "componentsStale" => &["by", "of", "for"],
         "clockJump" => &["node", "by"],
         "heal" => &["node"],
         "serverPowerLoss" => &["for", "leaves"],
@@ -144,6 +146,7 @@ pub(super) fn read(
         },
         "componentsStale" => Fault::ComponentsStale {
             by: signed(fields.require("by", problems)?.duration(problems)?),
+            of: kind_of(&fields, problems)?,
             lasts: lasts(&fields, problems)?,
         },
         "meddler" => Fault::Meddler { lasts: lasts(&fields, problems)? },
@@ -199,6 +202,20 @@ fn trouble(fields: &Fields<'_>, problems: &mut Problems) -> Option<Trouble> {
         problems.add(fields.mark(), fields.path_of("slow"), "or fails, eventsLost or eventsLate is required");
     }
     Some(trouble)
+}
+
+/// The plural of a kind, if one is named. The outer `None` is for what has been complained about.
+#[allow(clippy::option_option, reason = "not said, and said wrongly, are two things")]
+fn kind_of(fields: &Fields<'_>, problems: &mut Problems) -> Option<Option<String>> {
+    let Some(field) = fields.get("of") else { return Some(None) };
+    let name = field.text(problems)?;
+    let plurals = || catalogue::resources().iter().map(|resource| resource.plural);
+    if plurals().any(|plural| plural == name) {
+        return Some(Some(name.to_owned()));
+    }
+    let hint = nearest(name, plurals()).map_or(String::new(), |near| format!("; did you mean {near:?}?"));
+    field.wrong(problems, format!("there is no kind with the plural {name:?}{hint}"));
+    None
 }
 
 fn signed(span: Duration) -> SignedDuration {

@@ -129,7 +129,7 @@ impl Play {
     pub fn new(scenario: Scenario, seed: u64, until: Option<Duration>, tell: Tell) -> Result<Self, Stopped> {
         let Scenario { title, until: planned, start, nodes, images, steps, expectations, .. } = scenario;
         let end = until.unwrap_or(planned);
-        let settings = Settings { seed, start, nodes, keep_lines: false, witnesses: false };
+        let settings = Settings { seed, start, nodes, keep_lines: false, ..Settings::default() };
         // Where the file says `end`, it means the end that it names.
         let judge = Judge::new(expectations, end.max(planned));
         let table = Table {

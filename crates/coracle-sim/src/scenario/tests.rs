@@ -193,6 +193,10 @@ fn what_is_wrong_is_named_by_line_field_and_reason() {
             "line 3: steps[0].runtimeTrouble.calls[0]: there is no call \"pull_imag\"; did you mean \"pull_image\"?",
         ),
         (
+            "until: 1m\nsteps:\n- {at: 5s, componentsStale: {by: 1s, of: pod, for: 5s}}",
+            "line 3: steps[0].componentsStale.of: there is no kind with the plural \"pod\"; did you mean \"pods\"?",
+        ),
+        (
             "until: 1m\nsteps:\n- {at: 5s, runtimeTrouble: {node: node-1, for: 5s}}",
             "line 3: steps[0].runtimeTrouble.slow: or fails, eventsLost or eventsLate is required",
         ),

@@ -12,6 +12,7 @@ use crate::control::{End, Restart};
 use crate::fault::{Fault, Leftover};
 use crate::invariants::Scope;
 use crate::node::SimNode;
+use crate::wire::Lag;
 use crate::{meddler, wire};
 
 impl World {
@@ -119,12 +120,12 @@ impl World {
                     Ok(())
                 });
             }
-            Fault::ComponentsStale { by, lasts } => {
-                let by = whole(*by);
-                self.control_wire.set(|trouble| trouble.lag = by);
+            Fault::ComponentsStale { by, of, lasts } => {
+                let lag = Lag { by: whole(*by), of: of.as_deref().map(plural).transpose()? };
+                self.control_wire.set(|trouble| trouble.lag = lag);
                 let end = self.elapsed() + whole(*lasts);
                 self.at(end, |world| {
-                    world.control_wire.set(|trouble| trouble.lag = Duration::ZERO);
+                    world.control_wire.set(|trouble| trouble.lag = Lag::default());
                     Ok(())
                 });
             }
@@ -201,6 +202,12 @@ impl World {
 
 fn found<'a>(nodes: &'a mut BTreeMap<String, SimNode>, name: &str) -> Result<&'a mut SimNode, SimError> {
     nodes.get_mut(name).ok_or_else(|| SimError::Unknown(format!("there is no node {name}")))
+}
+
+/// A kind by the plural of its name.
+fn plural(name: &str) -> Result<&'static str, SimError> {
+    let mut all = coracle_api::catalogue::resources().iter().map(|resource| resource.plural);
+    all.find(|plural| *plural == name).ok_or_else(|| SimError::Unknown(format!("there is no kind {name}")))
 }
 
 fn whole(duration: SignedDuration) -> Duration {
