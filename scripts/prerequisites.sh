@@ -19,6 +19,7 @@ have python3 || need+=(python3)
 { have python3 && python3 -m pip --version >/dev/null 2>&1; } || need+=(python3-pip)
 if [ "$what" = test ]; then
     have docker-registry || need+=(docker-registry)
+    have curl || need+=(curl)
     have etcd || need+=(etcd-server)
 fi
 if [ "$what" = vm ]; then
@@ -26,6 +27,8 @@ if [ "$what" = vm ]; then
     have cpio || need+=(cpio)
     have mkfs.ext4 || need+=(e2fsprogs)
     have strip || need+=(binutils)
+    have docker-registry || need+=(docker-registry)
+    have curl || need+=(curl)
 fi
 if [ ${#need[@]} -gt 0 ]; then
     if [ "$(id -u)" != 0 ]; then

@@ -95,7 +95,8 @@ def pack(tree, archive):
 
 def install_suite(disk, suite):
     """The end-to-end tests, and all that they use, at the paths that are compiled into them."""
-    found = {name: shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") for name in ["ip", "script", "timeout"]}
+    used = ["ip", "script", "timeout", "curl", "docker-registry"]
+    found = {name: shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin") for name in used}
     for name, program in {"suite": suite, **found}.items():
         install(disk, program, f"/usr/bin/{name}")
         for library in libraries(program):
