@@ -8,6 +8,7 @@ mod daemon;
 mod files;
 mod lock;
 mod logfile;
+mod memory;
 mod output;
 mod ranges;
 mod register;
@@ -17,6 +18,9 @@ mod store;
 use std::process::ExitCode;
 
 use clap::Parser;
+
+#[global_allocator]
+static MEMORY: memory::Memory = memory::Memory;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();

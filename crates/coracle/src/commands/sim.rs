@@ -16,7 +16,7 @@ use coracle_clock::Clock;
 use coracle_sim::scenario::{self, Play, Report, Scenario, Stopped, Tell};
 
 use crate::cli::{Form, Sim, Speed};
-use crate::output;
+use crate::{memory, output};
 
 /// Something did not hold.
 const FAILED: u8 = 1;
@@ -29,6 +29,7 @@ const BEAT: Duration = Duration::from_millis(50);
 const BARE: &str = "scenario: three nodes and nothing else\nuntil: 3650d\nnodes: 3\n";
 
 pub(crate) fn run(options: &Sim) -> anyhow::Result<ExitCode> {
+    memory::be_fast();
     if options.fuzz {
         return fuzz::run(options);
     }
