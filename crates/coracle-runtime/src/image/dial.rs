@@ -41,13 +41,16 @@ impl Connections {
                     .push(Certificate::from_der(&certificate).map_err(|error| unusable(error.to_string()))?);
             }
         }
-        let client = |judge: bool| {
-            let mut builder = Client::builder()
-                .tls_certs_merge(authorities.clone())
-                .connect_timeout(config.connect_timeout)
-                .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
-                .redirect(redirect::Policy::none())
-                .referer(false);
+        let build = |judge: bool, system: bool| {
+            let builder = Client::builder();
+            let mut builder = match system {
+                true => builder.tls_certs_merge(authorities.clone()),
+                false => builder.tls_certs_only(authorities.clone()),
+            }
+            .connect_timeout(config.connect_timeout)
+            .user_agent(concat!("coracle/", env!("CARGO_PKG_VERSION")))
+            .redirect(redirect::Policy::none())
+            .referer(false);
             if transport.loopback {
                 // A proxy cannot reach what is on this machine.
                 builder = builder.no_proxy();
@@ -55,12 +58,21 @@ impl Connections {
             if judge {
                 builder = builder.dns_resolver(Judging);
             }
-            builder.build().map_err(|error| {
-                ImageError::Pull(format!("cannot make a registry client: {}", root_cause(&error)))
-            })
+            builder.build()
+        };
+        let client = |judge: bool| match build(judge, true) {
+            // Without TLS nobody needs the authorities, which a small system may not have.
+            Err(_) if !transport.tls => build(judge, false).map_err(no_client),
+            made => made.map_err(no_client),
         };
         Ok(Connections { named: client(false)?, elsewhere: client(!transport.loopback)? })
     }
+}
+
+fn no_client(error: reqwest::Error) -> ImageError {
+    let cause = root_cause(&error);
+    let change = if cause.contains("CA certificates") { ": install the package ca-certificates" } else { "" };
+    ImageError::Pull(format!("cannot make a registry client: {cause}{change}"))
 }
 
 /// Looks names up, and does not tell of addresses that only this machine can reach.
@@ -136,4 +148,32 @@ fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (d
 
 pub(super) fn root_cause(error: &(dyn StdError + 'static)) -> String {
     chain(error).last().map(ToString::to_string).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALONE: &str = "CORACLE_TEST_WITHOUT_AUTHORITIES";
+
+    /// Runs itself on a system that has no certificates: where they are is said by the environment of a process.
+    #[test]
+    fn a_system_without_authorities_has_registries_without_tls() {
+        if std::env::var_os(ALONE).is_none() {
+            let name = "image::dial::tests::a_system_without_authorities_has_registries_without_tls";
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .envs([(ALONE, "1"), ("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success() && text.contains("1 passed"), "{text}");
+            return;
+        }
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let config = RegistryConfig::default();
+        Connections::new(&config, Transport { tls: false, loopback: true }).unwrap();
+        let error = Connections::new(&config, Transport { tls: true, loopback: false }).unwrap_err();
+        assert!(error.to_string().contains("install the package ca-certificates"), "{error}");
+    }
 }
