@@ -61,8 +61,9 @@ impl Connections {
             builder.build()
         };
         let client = |judge: bool| match build(judge, true) {
-            // Without TLS nobody needs the authorities, which a small system may not have.
-            Err(_) if !transport.tls => build(judge, false).map_err(no_client),
+            // Without TLS nobody needs the authorities, which a small system may not have; on loopback TLS is only
+            // what is tried first.
+            Err(_) if !transport.tls || transport.loopback => build(judge, false).map_err(no_client),
             made => made.map_err(no_client),
         };
         Ok(Connections { named: client(false)?, elsewhere: client(!transport.loopback)? })
@@ -172,7 +173,9 @@ mod tests {
         }
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = RegistryConfig::default();
-        Connections::new(&config, Transport { tls: false, loopback: true }).unwrap();
+        for tls in [false, true] {
+            Connections::new(&config, Transport { tls, loopback: true }).unwrap();
+        }
         let error = Connections::new(&config, Transport { tls: true, loopback: false }).unwrap_err();
         assert!(error.to_string().contains("install the package ca-certificates"), "{error}");
     }
