@@ -9,6 +9,7 @@ use std::time::Duration;
 use coracle_clock::Clock;
 use coracle_store::etcd::{EtcdStore, Options, Target, Tls};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 
 /// How long anything may take before the test says that it hangs.
@@ -119,10 +120,14 @@ impl Etcd {
         }
     }
 
-    /// Sends a member a signal.
+    /// Sends a member a signal; one that stops it has stopped all its threads when this returns.
     pub(crate) fn signal(&self, i: usize, signal: Signal) {
         let child = self.members[i].child.as_ref().unwrap();
-        kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), signal).unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+        kill(pid, signal).unwrap();
+        if signal == Signal::SIGSTOP {
+            waitid(Id::Pid(pid), WaitPidFlag::WSTOPPED).unwrap();
+        }
     }
 
     /// Its address.
