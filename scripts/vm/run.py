@@ -36,7 +36,7 @@ MODULES = ["arch/x86/crypto", "crypto", "drivers/block/virtio_blk.ko", "drivers/
            "net/ipv4", "net/ipv6", "net/llc", "net/netfilter"]
 DISK_MODULES = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci", "virtio_blk"]
 MEMORY = "1024"
-DISK_SIZE = "3G"
+DISK_SIZE = "6G"
 # A step that takes longer has failed; nothing waits for this long when all is well.
 STEP_SECONDS = 900
 SUITE_SECONDS = 5400
@@ -168,6 +168,7 @@ def build(coracle, suite, verbose):
     run(sys.executable, ROOT / "scripts/busybox-image.py", disk / "opt/busybox.tar", "--name", "busybox:1.35")
     run(sys.executable, ROOT / "scripts/bomb-image.py", disk / "opt/bomb.tar", "x86_64")
     (disk / "etc/passwd").write_text("root:x:0:0:root:/root:/bin/sh\n")
+    (disk / "etc/hosts").write_text("127.0.0.1 localhost\n")
     for name in MODULES:
         source, target = modules / name, disk / "lib/modules" / version / "kernel" / name
         if source.is_dir():

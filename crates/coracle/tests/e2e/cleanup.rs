@@ -109,7 +109,9 @@ fn a_cluster_of_the_same_name_elsewhere_leaves_this_one_alone() {
     let cluster = Cluster::start();
     cluster.apply(&pod("p", "Always", SLEEPER));
     wait_until_ready(&cluster);
-    let other = tempfile::tempdir().unwrap();
+    // Where images have room: a machine's /tmp may be memory.
+    fs::create_dir_all("/var/tmp").unwrap();
+    let other = tempfile::tempdir_in("/var/tmp").unwrap();
     let data = other.path().join("data");
     let coracle = |arguments: &[&str]| {
         let mut command = Command::new(&cluster.program);
