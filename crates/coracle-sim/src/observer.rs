@@ -164,8 +164,10 @@ impl Observer {
         self.resume();
     }
 
-    /// The store is about to end.
+    /// The store is about to end. What it has told may rest on what was answered in this very moment.
     pub(crate) fn unfollow(&mut self) {
+        let notes = Arc::clone(&self.notes);
+        self.hear_answers(&notes.lock().unwrap_or_else(PoisonError::into_inner));
         self.take_changes();
         self.store = None;
         self.stream = None;
@@ -186,9 +188,7 @@ impl Observer {
         let now = self.clock.elapsed();
         let notes = std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner));
         // What was answered may be told of already.
-        for (_, _, note) in &notes {
-            self.invariants.answered(note);
-        }
+        self.hear_answers(&notes);
         // Then objects: what runs is judged by what there is.
         self.take_changes();
         for (at, node, note) in notes {
@@ -221,6 +221,12 @@ impl Observer {
         let broken = self.invariants.quiet(now, self.clock.now());
         self.judge(broken);
         now
+    }
+
+    fn hear_answers(&mut self, notes: &[(Duration, String, Note)]) {
+        for (_, _, note) in notes {
+            self.invariants.answered(note);
+        }
     }
 
     fn judge(&mut self, broken: Option<(&'static str, String)>) {

@@ -106,7 +106,9 @@ impl Order {
         let ready =
             spec.readiness_probe.as_ref().filter(|_| status.ready).map(|probe| (probe.words(), "ready"));
         // At the end of a Pod nobody asks any more whether it has started, and all of it counts as started.
-        let asked = !pod.may_be_ending();
+        let regular = &pod.status.container_statuses;
+        let over = !regular.is_empty() && regular.iter().all(|status| status.state.terminated.is_some());
+        let asked = !over && !pod.may_be_ending();
         let started = spec.startup_probe.as_ref().filter(|_| asked && status.started == Some(true));
         let started = started.map(|probe| (probe.words(), "started"));
         let (_, what) = [ready, started].into_iter().flatten().find(|(words, _)| !answered(words))?;
