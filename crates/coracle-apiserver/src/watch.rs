@@ -360,29 +360,40 @@ impl Session {
 
     fn push_bookmark(&mut self, revision: Revision, initial_events_end: bool) {
         self.bookmarked = revision;
-        let mut metadata = json!({ "resourceVersion": revision.to_string() });
-        if initial_events_end {
-            metadata["annotations"] = json!({ INITIAL_EVENTS_END: "true" });
-        }
-        let (kind, api_version) = match self.shape {
-            Shape::Object => (self.call.row.kind, self.call.row.api_version()),
-            Shape::PartialObject(version) => ("PartialObjectMetadata", format!("meta.k8s.io/{version}")),
+        let end = if initial_events_end {
+            format!(r#","annotations":{{"{INITIAL_EVENTS_END}":"true"}}"#)
+        } else {
+            String::new()
+        };
+        let of_kind = |kind: &str, version: &dyn std::fmt::Display| {
+            format!(
+                r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{{"resourceVersion":"{revision}"{end}}}}}"#
+            )
+        };
+        let object = match self.shape {
+            Shape::Object => of_kind(self.call.row.kind, &self.call.row.api_version()),
+            Shape::PartialObject(version) => {
+                of_kind("PartialObjectMetadata", &format_args!("meta.k8s.io/{version}"))
+            }
             Shape::Table(version) => {
                 let mut table = json!({
-                    "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": { "resourceVersion": metadata["resourceVersion"] },
+                    "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"),
+                    "metadata": { "resourceVersion": revision.to_string() },
                     "columnDefinitions": null, "rows": [],
                 });
                 if initial_events_end {
                     // A table has no annotations of its own: the object of its one row carries them.
+                    let metadata = json!({
+                        "resourceVersion": revision.to_string(), "annotations": { INITIAL_EVENTS_END: "true" },
+                    });
                     let object = json!({
                         "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
                     });
                     table["rows"] = json!([{ "cells": [], "object": object }]);
                 }
-                return self.pending.push_back(line("BOOKMARK", &table));
+                table.to_string()
             }
         };
-        let object = json!({ "kind": kind, "apiVersion": api_version, "metadata": metadata });
         self.pending.push_back(line("BOOKMARK", &object));
     }
 
@@ -405,7 +416,7 @@ impl Session {
     }
 }
 
-fn line(kind: &str, object: &Value) -> Bytes {
+fn line(kind: &str, object: &impl std::fmt::Display) -> Bytes {
     Bytes::from(format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n"))
 }
 
