@@ -353,13 +353,13 @@ impl Core {
                 Route::Path(segments) if segments.first().is_some_and(|first| first == "coracle") => {
                     let rest: Vec<&str> = segments.iter().skip(1).map(String::as_str).collect();
                     match rest[..] {
-                        ["v1", "backup"] => core.backup(request.method(), user).await,
-                        _ => core.joining(request, &rest, user).await,
+                        ["v1", "backup"] => Box::pin(core.backup(request.method(), user)).await,
+                        _ => Box::pin(core.joining(request, &rest, user)).await,
                     }
                 }
                 Route::Path(segments) => {
                     let (parts, _) = request.into_parts();
-                    core.path(&parts, &segments, &query, user).await
+                    Box::pin(core.path(&parts, &segments, &query, user)).await
                 }
             }
         };
@@ -432,11 +432,12 @@ impl Core {
         call: Call,
         request: Request<Body>,
     ) -> Result<Response<Body>, Status> {
+        // What is rare and large is boxed: every request has room for what is left.
         match (call.subresource.map(|sub| sub.name), call.verb) {
-            (Some("log"), _) => self.log(&call).await,
-            (Some("exec" | "attach" | "portforward"), _) => self.stream(&call, request).await,
-            (Some("scale"), _) => self.scale(&call, request.into_body()).await,
-            (Some("eviction"), _) => self.evict(&call, request.into_body()).await,
+            (Some("log"), _) => Box::pin(self.log(&call)).await,
+            (Some("exec" | "attach" | "portforward"), _) => Box::pin(self.stream(&call, request)).await,
+            (Some("scale"), _) => Box::pin(self.scale(&call, request.into_body())).await,
+            (Some("eviction"), _) => Box::pin(self.evict(&call, request.into_body())).await,
             (Some("token"), _) => self.create_token(&call, request.into_body()).await,
             (Some("binding"), _) => self.bind(&call, request.into_body()).await,
             (None, Verb::Create) if call.row.kind == "Binding" => self.bind(&call, request.into_body()).await,
@@ -450,7 +451,9 @@ impl Core {
             (_, Verb::Update) => self.update(&call, request.into_body()).await,
             (_, Verb::Patch) => self.patch(&call, request.into_body()).await,
             (None, Verb::Delete) => self.delete(&call, request.into_body()).await,
-            (None, Verb::DeleteCollection) => self.delete_collection(&call, request.into_body()).await,
+            (None, Verb::DeleteCollection) => {
+                Box::pin(self.delete_collection(&call, request.into_body())).await
+            }
             (Some(_), verb) => {
                 Err(Status::method_not_allowed(call.row.group, call.row.plural, verb.as_str()))
             }

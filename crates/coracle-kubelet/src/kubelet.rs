@@ -404,7 +404,8 @@ impl NodeCore {
     fn spawn_worker(&mut self, pod: Arc<Pod>, rejection: Option<Rejection>) {
         let uid = uid_of(&*pod).to_owned();
         let record = self.records.remove(&uid);
-        let worker = Worker::new(self.context.clone(), pod, rejection, record);
+        // Boxed, because a future has room for what moves into it twice over.
+        let worker = Box::new(Worker::new(self.context.clone(), pod, rejection, record));
         self.workers.insert(uid.clone(), worker.handle());
         self.running.spawn(supervised(uid, self.context.clock.clone(), worker.run()));
     }

@@ -110,8 +110,9 @@ struct Done {
     turn: u64,
 }
 
+/// Boxed, because a channel keeps room for many.
 enum Finished {
-    Operation(OperationKey, Outcome),
+    Operation(Box<(OperationKey, Outcome)>),
     Write(Box<Result<Option<Pod>, kube::Error>>),
 }
 
@@ -184,7 +185,7 @@ impl Worker {
     }
 
     /// Works until nothing of the Pod is left.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(mut self: Box<Self>) {
         if let Some(rejection) = self.rejection.as_ref().filter(|_| self.recorded.1.rejection.is_none()) {
             let event = coracle_client::EventType::Warning;
             let involved = coracle_client::reference(&*self.pod);
@@ -192,7 +193,8 @@ impl Worker {
         }
         let mut pause = PAUSE_MIN;
         while self.lifecycle != Lifecycle::Gone {
-            let wake_at = match AssertUnwindSafe(self.look()).catch_unwind().await {
+            // What a look needs is large, and most of the time nobody looks.
+            let wake_at = match AssertUnwindSafe(Box::pin(self.look())).catch_unwind().await {
                 Ok(Ok(wake_at)) => {
                     pause = PAUSE_MIN;
                     wake_at
@@ -308,8 +310,9 @@ impl Worker {
         let heard = self.context.pods.get_key(&self.key).filter(|pod| uid_of(&**pod) == self.identity.uid);
         self.object_gone = heard.is_none();
         if let Some(heard) = heard
-            && revision_of(&*heard) > revision_of(&*self.pod)
+            && revision_of(&*heard) >= revision_of(&*self.pod)
         {
+            // Also of the same revision: the answer to a write is a copy that nobody else has.
             self.pod = heard;
         }
     }
@@ -424,7 +427,7 @@ impl Worker {
                 Err(_) => after_panic(&name),
             };
             // The worker has gone if nobody receives.
-            let _ = done.send(Done { what: Finished::Operation(name, outcome), turn }).await;
+            let _ = done.send(Done { what: Finished::Operation(Box::new((name, outcome))), turn }).await;
         });
         let operation = Operation { since: self.context.clock.now(), deadline };
         let replaced = self.operations.insert(key, InFlight { operation, turn, task: task.abort_handle() });
@@ -436,7 +439,8 @@ impl Worker {
     fn finish(&mut self, done: Done) {
         let now = self.context.clock.now();
         match done.what {
-            Finished::Operation(key, outcome) => {
+            Finished::Operation(ended) => {
+                let (key, outcome) = *ended;
                 // One that was cancelled or replaced says nothing any more.
                 if self.operations.get(&key).is_some_and(|in_flight| in_flight.turn == done.turn) {
                     debug!(pod = %self.key, ?outcome, "outcome");

@@ -53,9 +53,9 @@ struct Machine {
 #[derive(Default)]
 struct Node {
     /// What a reader sees.
-    current: Vec<u8>,
-    /// What is on the platter.
-    durable: Vec<u8>,
+    current: Arc<Vec<u8>>,
+    /// What is on the platter. Files that nobody has open and that are whole on the platter have one copy.
+    durable: Arc<Vec<u8>>,
     pending: Vec<Change>,
 }
 
@@ -170,7 +170,7 @@ impl SimFs {
     #[must_use]
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
         let machine = self.machine();
-        machine.names.get(name).map(|&node| machine.nodes[node].current.clone())
+        machine.names.get(name).map(|&node| machine.nodes[node].current.to_vec())
     }
 
     /// Flips one bit of a file, on the platter and for readers.
@@ -179,7 +179,7 @@ impl SimFs {
         let Some(&node) = machine.names.get(name) else { return };
         let node = &mut machine.nodes[node];
         for bytes in [&mut node.current, &mut node.durable] {
-            if let Some(byte) = bytes.get_mut(offset) {
+            if let Some(byte) = Arc::make_mut(bytes).get_mut(offset) {
                 *byte ^= 1 << (bit % 8);
             }
         }
@@ -194,7 +194,8 @@ impl SimFs {
             for (name, &node) in &from.names {
                 let index = to.nodes.len();
                 let bytes = &from.nodes[node].current;
-                to.nodes.push(Node { current: bytes.clone(), durable: bytes.clone(), pending: Vec::new() });
+                let (current, durable) = (Arc::clone(bytes), Arc::clone(bytes));
+                to.nodes.push(Node { current, durable, pending: Vec::new() });
                 to.names.insert(name.clone(), index);
                 to.durable_names.insert(name.clone(), index);
             }
@@ -306,31 +307,42 @@ impl NameChange {
 
 impl Node {
     fn change(&mut self, change: Change) {
-        change.apply(&mut self.current);
+        change.apply(Arc::make_mut(&mut self.current));
         self.pending.push(change);
     }
 
     fn flush(&mut self) {
         for change in self.pending.drain(..) {
-            change.apply(&mut self.durable);
+            change.apply(Arc::make_mut(&mut self.durable));
+        }
+    }
+
+    /// Nobody writes it for now.
+    fn rest(&mut self) {
+        if self.pending.is_empty()
+            && !Arc::ptr_eq(&self.current, &self.durable)
+            && self.current == self.durable
+        {
+            self.durable = Arc::clone(&self.current);
         }
     }
 
     fn cut(&mut self, cut: PowerCut, rng: &mut Rng) {
         let pending = std::mem::take(&mut self.pending);
+        let durable = Arc::make_mut(&mut self.durable);
         let last = pending.len().saturating_sub(1);
         for (i, change) in pending.into_iter().enumerate() {
             match (cut, &change) {
                 (PowerCut::DropUnflushed, _) => {}
-                (PowerCut::KeepAll, _) => change.apply(&mut self.durable),
+                (PowerCut::KeepAll, _) => change.apply(durable),
                 (PowerCut::TearLastWrite, Change::Write { offset, bytes }) if i == last => {
                     let kept = below(rng, bytes.len() + 1);
-                    Change::write(*offset, &bytes[..kept]).apply(&mut self.durable);
+                    Change::write(*offset, &bytes[..kept]).apply(durable);
                 }
-                (PowerCut::TearLastWrite, _) => change.apply(&mut self.durable),
+                (PowerCut::TearLastWrite, _) => change.apply(durable),
                 (PowerCut::TearSectors, Change::Length(_)) => {
                     if below(rng, 2) == 0 {
-                        change.apply(&mut self.durable);
+                        change.apply(durable);
                     }
                 }
                 (PowerCut::TearSectors, Change::Write { offset, bytes }) => {
@@ -338,14 +350,14 @@ impl Node {
                     while start < bytes.len() {
                         let end = bytes.len().min(start + SECTOR - (offset + start) % SECTOR);
                         if below(rng, 2) == 0 {
-                            Change::write(offset + start, &bytes[start..end]).apply(&mut self.durable);
+                            Change::write(offset + start, &bytes[start..end]).apply(durable);
                         }
                         start = end;
                     }
                 }
             }
         }
-        self.current = self.durable.clone();
+        self.current = Arc::clone(&self.durable);
     }
 }
 
@@ -497,6 +509,12 @@ impl SimFile {
         }
         machine.nodes[self.node].change(Change::Length(length));
         finish(step)
+    }
+}
+
+impl Drop for SimFile {
+    fn drop(&mut self) {
+        self.disk.machine().nodes[self.node].rest();
     }
 }
 
