@@ -63,6 +63,9 @@ def put(path, content):
 
 def copy_tree():
     names = set(tracked())
+    # The programs that end-to-end tests bring along: a link, which is away while what does not belong is removed.
+    programs = TREE / ".cache"
+    programs.unlink(missing_ok=True)
     for name in names:
         put(TREE / name, (ROOT / name).read_bytes())
         shutil.copymode(ROOT / name, TREE / name)
@@ -71,6 +74,8 @@ def copy_tree():
             path.unlink()
         elif path.is_dir() and not any(path.iterdir()):
             path.rmdir()
+    if (ROOT / ".cache").is_dir():
+        programs.symlink_to(ROOT / ".cache")
 
 
 def sources_of(crate):
