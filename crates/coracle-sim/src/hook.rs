@@ -50,6 +50,12 @@ impl Hook {
         look(self.observer_slot().as_mut().expect("the observer is installed when the world is made"))
     }
 
+    /// For a test, to see that nobody keeps it.
+    #[cfg(test)]
+    pub(crate) fn downgrade(&self) -> std::sync::Weak<impl Sized + use<>> {
+        Arc::downgrade(&self.0)
+    }
+
     fn observer_slot(&self) -> MutexGuard<'_, Option<Observer>> {
         self.0.observer.lock().unwrap_or_else(PoisonError::into_inner)
     }

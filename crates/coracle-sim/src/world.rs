@@ -455,8 +455,31 @@ fn decoded(stored: &Stored) -> Option<Value> {
     Some(object)
 }
 
+impl Drop for World {
+    /// The Tokio runtime holds the observer, which holds the store, which holds tasks and so the runtime: left alone, each
+    /// world would stay in memory for ever.
+    fn drop(&mut self) {
+        let _guard = self.runtime.enter();
+        self.hook.observer(Observer::unfollow);
+    }
+}
+
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("World").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_world_that_is_gone_leaves_no_memory_behind() {
+        let mut world = World::new(Settings { witnesses: true, ..Settings::default() }).unwrap();
+        world.run_for(Duration::from_secs(60)).unwrap();
+        let hook = world.hook.downgrade();
+        drop(world);
+        assert!(hook.upgrade().is_none(), "the Tokio runtime, the store and all its objects are kept");
     }
 }
