@@ -65,6 +65,7 @@ mod node;
 mod observer;
 mod rush;
 pub mod scenario;
+mod scratch;
 mod trace;
 mod view;
 mod violation;

@@ -24,6 +24,7 @@ use crate::invariants::Scope;
 use crate::node::{NodeSettings, SimNode};
 use crate::observer::{Observer, Stored};
 use crate::rush::Rush;
+use crate::scratch::Scratch;
 use crate::trace::{Listen, Trace};
 use crate::violation::Violation;
 use crate::wire::{Address, Unreachable, Wire};
@@ -115,7 +116,7 @@ pub struct World {
     address: Address,
     acknowledged: Acknowledged,
     rush: Rush,
-    directory: tempfile::TempDir,
+    directory: Scratch,
     // Last, so that everything else is gone when it ends.
     runtime: tokio::runtime::Runtime,
 }
@@ -146,7 +147,7 @@ impl World {
             .start_paused(true)
             .on_thread_park(move || quiet.quiet())
             .build()?;
-        let directory = scratch()?;
+        let directory = Scratch::new()?;
         let guard = runtime.enter();
         let mut rng = Rng::seeded(settings.seed);
         let clock = Clock::starting_at(settings.start);
@@ -441,12 +442,6 @@ impl World {
         let mut rng = self.rng.fork("components");
         self.components = Some(Components::start(&self.control_wire, &self.clock, &mut rng));
     }
-}
-
-/// A directory for what node agents write, in memory if the machine has such a place.
-fn scratch() -> std::io::Result<tempfile::TempDir> {
-    let builder = |at: &std::path::Path| tempfile::Builder::new().prefix("coracle-sim-").tempdir_in(at);
-    builder("/dev/shm".as_ref()).or_else(|_| builder(&std::env::temp_dir()))
 }
 
 fn decoded(stored: &Stored) -> Option<Value> {
