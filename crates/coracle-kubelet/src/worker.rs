@@ -5,6 +5,7 @@
 //! work in flight; everything else is looked up anew in each turn. A turn that panics is reported, and tried again after
 //! a pause.
 
+mod calendar;
 mod gather;
 pub(crate) mod record;
 
@@ -33,6 +34,7 @@ use crate::probe::Probers;
 use crate::spec::PodIdentity;
 use crate::volume::memory::Memory;
 use crate::volume::set_up;
+use calendar::Calendar;
 use record::Record;
 
 /// Outcomes that may wait for the worker: more than operations it can have in flight.
@@ -71,6 +73,7 @@ impl WorkerHandle {
 
 pub(crate) struct Worker {
     context: Arc<Context>,
+    calendar: Calendar,
     identity: PodIdentity,
     key: ObjectKey,
     /// The newest version of the object that is known: heard from the informer, or the answer to a write.
@@ -160,6 +163,7 @@ impl Worker {
             eviction: Arc::new(eviction.map(OnceLock::from).unwrap_or_default()),
             previous_status: known.unwrap_or_default(),
             probers: Probers::new(context.clone(), pod.clone()),
+            calendar: Calendar::new(context.clock.now(), context.clock.elapsed()),
             pod,
             context,
             object_gone: false,
@@ -239,6 +243,7 @@ impl Worker {
             () = self.probers.changed() => None,
             () = timer => None,
         };
+        self.follow_calendar();
         if let Some(done) = done {
             self.finish(done);
         }
@@ -251,6 +256,7 @@ impl Worker {
     /// Turns until the core has nothing more to say. Returns when to look again.
     async fn look(&mut self) -> CriResult<Option<Timestamp>> {
         for _ in 0..TURNS_MAX {
+            self.follow_calendar();
             self.refresh_pod();
             let mut inputs = self.gather().await?;
             let plan = pod::plan(&inputs);

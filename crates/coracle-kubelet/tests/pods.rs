@@ -2,6 +2,8 @@
 //! virtual time.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+#[path = "pods/calendar.rs"]
+mod calendar;
 mod cluster;
 #[path = "pods/credentials.rs"]
 mod credentials;

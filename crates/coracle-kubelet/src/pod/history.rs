@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use coracle_clock::later;
 use coracle_cri::{ContainerId, PodSandboxId};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -270,6 +271,23 @@ impl History {
                 self.container(container).must_restart.insert(id.clone(), *deadline);
             }
             _ => {}
+        }
+    }
+
+    /// The calendar was set by so much. The delay of restarts stays: it counts from when the runtime saw an instance end.
+    pub(crate) fn shift(&mut self, by: SignedDuration) {
+        let retries = [&mut self.sandbox_retry, &mut self.teardown_retry, &mut self.delete_retry];
+        let retries = retries.into_iter().flatten().map(|retry| &mut retry.at);
+        let containers = self.containers.values_mut().flat_map(|container| {
+            let failure = container
+                .failure
+                .iter_mut()
+                .flat_map(|f| std::iter::once(&mut f.at).chain(f.retry_at.as_mut()));
+            let pulls = container.pull_backoff.iter_mut().map(|(_, backoff)| &mut backoff.updated);
+            failure.chain(pulls).chain(container.must_restart.values_mut())
+        });
+        for at in retries.chain(containers) {
+            *at = later(*at, by);
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use coracle_clock::later;
 use coracle_cri::{self as cri, ContainerId, ContainerState, PodSandboxId, PodSandboxState};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{self as api, Pod, PodSpec, PodStatus};
@@ -92,6 +93,15 @@ pub enum Lifecycle {
     },
     /// The object is gone and the node holds nothing of the Pod any more.
     Gone,
+}
+
+impl Lifecycle {
+    /// The calendar was set by so much.
+    pub(crate) fn shift(&mut self, by: SignedDuration) {
+        if let Lifecycle::Terminating { since, deadline, .. } = self {
+            (*since, *deadline) = (later(*since, by), later(*deadline, by));
+        }
+    }
 }
 
 /// Why a Pod ends.

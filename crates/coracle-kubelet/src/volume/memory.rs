@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use coracle_clock::later;
 use jiff::{SignedDuration, Timestamp};
 
 use super::set_up::Shared;
@@ -51,6 +52,13 @@ impl Memory {
         // When a source has changed since, what failed may well succeed.
         let failure = self.failed.get(name).filter(|failure| failure.version == version);
         Some(failure.map_or(now, |failure| failure.retry_at))
+    }
+
+    /// The calendar was set by so much. When something expires that others issued stays.
+    pub(crate) fn shift(&mut self, by: SignedDuration) {
+        for failure in self.failed.values_mut() {
+            failure.retry_at = later(failure.retry_at, by);
+        }
     }
 
     /// A round begins. Returns the volumes that it is about.

@@ -63,6 +63,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Statuses {
     /// The server says that the Pod is gone, and the watch does not know it yet.
     pub(crate) gone: Arc<AtomicBool>,
+    /// The server cannot write.
+    pub(crate) failing: Arc<AtomicBool>,
     pub(crate) refused: Arc<AtomicUsize>,
 }
 
@@ -84,15 +86,19 @@ impl Statuses {
             async move {
                 let is_status =
                     request.method() == http::Method::PATCH && request.uri().path().contains("/pods/");
-                if !is_status || !statuses.gone.load(Ordering::Relaxed) {
+                let (reason, code) = if statuses.gone.load(Ordering::Relaxed) {
+                    ("NotFound", 404)
+                } else {
+                    ("InternalError", 500)
+                };
+                if !is_status || code == 500 && !statuses.failing.load(Ordering::Relaxed) {
                     return server.call(request).await;
                 }
                 statuses.refused.fetch_add(1, Ordering::Relaxed);
-                let status =
-                    json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404});
+                let status = json!({"kind": "Status", "status": "Failure", "reason": reason, "code": code});
                 let body = http_body_util::Full::from(status.to_string());
                 let body = body.map_err(|never| match never {}).boxed_unsync();
-                Ok(http::Response::builder().status(404).body(body).unwrap())
+                Ok(http::Response::builder().status(code).body(body).unwrap())
             }
         })
     }
