@@ -68,6 +68,8 @@ pub struct Instance {
     pub sandbox: PodSandboxId,
     /// Name of the container.
     pub container: String,
+    /// The image that it was made to run.
+    pub image: String,
     /// The instance.
     pub id: ContainerId,
 }
@@ -374,6 +376,7 @@ impl Run {
             pod_uid: self.pod_uid.clone(),
             sandbox: container.sandbox.clone(),
             container: container.name.clone(),
+            image: container.image.image.clone(),
             id: container.id.clone(),
         }
     }

@@ -20,8 +20,9 @@ struct Past {
     sandbox: Option<PodSandboxId>,
     /// Containers that have ended well in this sandbox.
     done: BTreeSet<String>,
-    /// How often each container has begun to run, since its definition changed last.
-    starts: BTreeMap<String, u32>,
+    /// How often each container has begun to run with an image, since images of the Pod changed last. What was being
+    /// started then still runs the image of before.
+    starts: BTreeMap<(String, String), u32>,
     /// What instances have answered well.
     healthy: BTreeSet<(ContainerId, Vec<String>)>,
 }
@@ -34,7 +35,7 @@ impl Order {
             past.sandbox = Some(instance.sandbox.clone());
             past.done.clear();
         }
-        let starts = past.starts.entry(instance.container.clone()).or_default();
+        let starts = past.starts.entry((instance.container.clone(), instance.image.clone())).or_default();
         *starts += 1;
         let starts = *starts;
         let spec = &pod?.spec;
