@@ -250,13 +250,13 @@ impl PodInputs {
     /// Instances of a container, newest first.
     pub(crate) fn instances(&self, name: &str) -> Vec<&cri::ContainerStatus> {
         let mut found: Vec<_> = self.containers.iter().filter(|c| c.container.name == name).collect();
-        found.sort_by(|a, b| {
-            (b.container.attempt, b.container.created_at, &b.container.id).cmp(&(
-                a.container.attempt,
-                a.container.created_at,
-                &a.container.id,
-            ))
-        });
+        // One that was made and never started is made again as the same attempt. When each was made does not tell which
+        // came later if the clock was set back meanwhile.
+        let age = |status: &cri::ContainerStatus| {
+            let started = status.container.state != ContainerState::Created;
+            (status.container.attempt, started, status.container.created_at)
+        };
+        found.sort_by(|a, b| (age(b), &b.container.id).cmp(&(age(a), &a.container.id)));
         found
     }
 

@@ -137,6 +137,21 @@ fn starts_one_after_the_other_hold_a_status_once_and_never_an_end() {
 }
 
 #[test]
+fn what_was_never_started_is_not_the_newest_though_the_clock_went_back_after_it_was_made() {
+    let mut i = base();
+    let mut left = container(&i, "c", 3, ContainerState::Created);
+    left.container.created_at = at(600);
+    let mut runs = container(&i, "c", 3, ContainerState::Running);
+    (runs.container.id, runs.container.created_at) = (cri::ContainerId("runs".to_owned()), at(300));
+    i.containers = vec![left.clone(), runs.clone()];
+    assert_eq!(i.newest("c"), Some(&runs));
+    // Otherwise the same attempt would be made again, for ever.
+    let ended = cri::ContainerStatus { finished_at: Some(at(303)), ..exited(&i, "c", 3, 0, at(303)) };
+    i.containers = vec![left, ended];
+    assert_eq!(i.next_attempt("c"), 4);
+}
+
+#[test]
 fn a_container_that_the_runtime_has_forgotten_keeps_its_end_and_one_that_ran_is_lost() {
     let mut i = base();
     i.containers = vec![exited(&i, "c", 2, 3, at(5))];
